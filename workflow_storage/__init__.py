@@ -1,0 +1,99 @@
+"""Stores workflow runs and the state after every node, in any Django database.
+
+The public names load when they are first used, so that importing the package, which
+Django does before its models can be loaded, costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workflow_storage.base import (
+        AbstractExecutionStateRepository,
+        AbstractWorkflowRunRepository,
+        Checkpoint,
+        StorageBackend,
+    )
+    from workflow_storage.config import GlobalConfig, StorageConfig
+    from workflow_storage.exceptions import (
+        InvalidFieldError,
+        InvalidPayloadError,
+        InvalidStatusError,
+        RunAlreadyExistsError,
+        RunNotFoundError,
+        StatusConflictError,
+        StorageError,
+        StorageUnavailableError,
+        TablesMissingError,
+        UnsupportedBackendError,
+    )
+    from workflow_storage.factory import create_storage_backend
+    from workflow_storage.models import ExecutionState, WorkflowRun
+    from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+_MODULES = {
+    "base": (
+        "AbstractExecutionStateRepository",
+        "AbstractWorkflowRunRepository",
+        "Checkpoint",
+        "StorageBackend",
+    ),
+    "config": ("GlobalConfig", "StorageConfig"),
+    "exceptions": (
+        "InvalidFieldError",
+        "InvalidPayloadError",
+        "InvalidStatusError",
+        "RunAlreadyExistsError",
+        "RunNotFoundError",
+        "StatusConflictError",
+        "StorageError",
+        "StorageUnavailableError",
+        "TablesMissingError",
+        "UnsupportedBackendError",
+    ),
+    "factory": ("create_storage_backend",),
+    "models": ("ExecutionState", "WorkflowRun"),
+    "status": ("TERMINAL_STATUSES", "RunStatus"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "TERMINAL_STATUSES",
+    "AbstractExecutionStateRepository",
+    "AbstractWorkflowRunRepository",
+    "Checkpoint",
+    "ExecutionState",
+    "GlobalConfig",
+    "InvalidFieldError",
+    "InvalidPayloadError",
+    "InvalidStatusError",
+    "RunAlreadyExistsError",
+    "RunNotFoundError",
+    "RunStatus",
+    "StatusConflictError",
+    "StorageBackend",
+    "StorageConfig",
+    "StorageError",
+    "StorageUnavailableError",
+    "TablesMissingError",
+    "UnsupportedBackendError",
+    "WorkflowRun",
+    "create_storage_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _MODULE_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if module == "models":
+        # A script or notebook without a Django project can name the models, too.
+        importlib.import_module(f"{__name__}.factory").ensure_django()
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,415 @@
+"""The contract: what every backend promises, for callers and for authors of backends.
+
+A backend implements the abstract methods; everything else is written once, here, on top
+of them. Every method has an async twin with the same arguments and an ``a`` before its
+name. Errors are those of `workflow_storage.exceptions`; any method may also raise
+`StorageUnavailableError`. A write is atomic, and durable when the call returns; it joins
+the caller's transaction if the backend has transactions and one is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
+
+from asgiref.sync import sync_to_async
+
+from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
+from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+    from datetime import datetime, timedelta
+
+    from workflow_storage.models import WorkflowRun
+
+_T = TypeVar("_T")
+
+PAGE_SIZE = 200
+"""Runs that `iter_runs` holds in memory at a time."""
+
+
+class Checkpoint(TypedDict):
+    """The state of a run after one of its nodes."""
+
+    step: int
+    """0, 1, 2, … within the run."""
+    node_id: str
+    state_data: dict[str, Any]
+    created_at: datetime
+
+
+class RunFilters(TypedDict, total=False):
+    """Which runs; a filter that is left out, or None, matches every run."""
+
+    workflow_name: str | None
+    status: str | Iterable[str] | None
+    """One status, or several."""
+    started_after: datetime | None
+    """Runs started at this time or later."""
+    started_before: datetime | None
+    """Runs started earlier than this time."""
+
+
+class AbstractWorkflowRunRepository(ABC):
+    """The stored runs, as a collection."""
+
+    @abstractmethod
+    def add(self, run: WorkflowRun) -> None:
+        """Store a new run.
+
+        A run that is added in a terminal status without `completed_at` is completed now.
+
+        Raises:
+            RunAlreadyExistsError: if its id is taken; the stored run is untouched.
+            InvalidFieldError: (a ValueError) if a field cannot be stored as it is.
+        """
+
+    @abstractmethod
+    def get(self, run_id: str) -> WorkflowRun | None:
+        """Give the run with that id, or None."""
+
+    @abstractmethod
+    def list_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int = 100,
+        **filters: Unpack[RunFilters],
+    ) -> list[WorkflowRun]:
+        """Give one page of the matching runs, newest `started_at` first, then by id, descending.
+
+        Args:
+            before: a run, or its id; the page begins after that run in the order above.
+                A run object serves even when the run itself has been deleted since.
+            limit: how many runs at most.
+            **filters: see `RunFilters`.
+
+        Raises:
+            RunNotFoundError: if `before` is the id of no run.
+            InvalidStatusError: if a status is none.
+        """
+
+    @abstractmethod
+    def count_runs(self, **filters: Unpack[RunFilters]) -> int:
+        """Count the matching runs."""
+
+    @abstractmethod
+    def update(self, run_id: str, **fields: Any) -> None:
+        """Change fields of a run, all or none.
+
+        Args:
+            run_id: which run.
+            **fields: any of inputs, outputs, config_snapshot, error_message,
+                total_tokens, total_cost_usd.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            InvalidFieldError: (a ValueError) for an unknown or fixed field, or a value
+                that cannot be stored.
+        """
+
+    @abstractmethod
+    def update_status(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        expected: str | Iterable[str] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Change the status of a run and its result fields in one atomic step.
+
+        A terminal status sets `completed_at` (now) and `duration_seconds` (since
+        `started_at`) unless they are given; any other status clears both. Entering
+        `running` is a sign of life: it sets `heartbeat_at`.
+
+        Args:
+            run_id: which run.
+            status: the new status.
+            expected: change it only if the run is in this status, or one of these.
+            **fields: as for `update`, and completed_at and duration_seconds (seconds).
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            InvalidStatusError: if a status is none.
+            StatusConflictError: if the run is in another status than `expected`.
+            InvalidFieldError: as for `update`.
+        """
+
+    @abstractmethod
+    def heartbeat(self, run_id: str) -> None:
+        """Note that the run is alive now.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+
+    @abstractmethod
+    def delete(self, run_id: str) -> None:
+        """Delete a run and all its states.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+
+    @abstractmethod
+    def delete_finished(
+        self,
+        *,
+        before: datetime,
+        workflow_name: str | None = None,
+        statuses: str | Iterable[str] = TERMINAL_STATUSES,
+        batch_size: int = 1000,
+    ) -> int:
+        """Delete runs that ended before a time, with their states, batch by batch.
+
+        Each batch is a transaction of its own, so what was deleted stays deleted if the
+        call is interrupted; memory does not grow with the number of runs.
+
+        Args:
+            before: runs with an earlier `completed_at`.
+            workflow_name: only runs of this workflow.
+            statuses: only runs in these terminal statuses.
+            batch_size: runs in a batch.
+
+        Returns:
+            How many runs were deleted.
+
+        Raises:
+            InvalidStatusError: if a status is none, or not a terminal one.
+        """
+
+    @abstractmethod
+    def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
+        """Give the running runs without a sign of life for longer than `idle`.
+
+        Signs of life are the start, a heartbeat and a checkpoint. Newest start first.
+        """
+
+    def list_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
+        """Give the newest runs of a workflow, in the order of `list_runs`."""
+        return self.list_runs(workflow_name=workflow_name, limit=limit)
+
+    def iter_runs(self, **filters: Unpack[RunFilters]) -> Iterator[WorkflowRun]:
+        """Give all matching runs in the order of `list_runs`, in constant memory.
+
+        Runs may be added, changed and deleted meanwhile; each is given at most once.
+        """
+        last: WorkflowRun | None = None
+        while page := self.list_runs(before=last, limit=PAGE_SIZE, **filters):
+            last = page[-1]
+            yield from page
+
+    def fail_stalled(self, idle: timedelta) -> int:
+        """Set the runs of `list_stalled` to failed, with an error_message that says so.
+
+        A run that finishes meanwhile keeps its result.
+
+        Returns:
+            How many runs were set to failed.
+        """
+        failed = 0
+        for run in self.list_stalled(idle):
+            with contextlib.suppress(StatusConflictError, RunNotFoundError):
+                self.update_status(
+                    run.id,
+                    RunStatus.FAILED,
+                    expected=RunStatus.RUNNING,
+                    error_message=f"Stalled: no sign of life for more than {idle}.",
+                )
+                failed += 1
+        return failed
+
+    async def aadd(self, run: WorkflowRun) -> None:
+        """Async twin of `add`."""
+        await sync_to_async(self.add, thread_sensitive=True)(run)
+
+    async def aget(self, run_id: str) -> WorkflowRun | None:
+        """Async twin of `get`."""
+        return await sync_to_async(self.get, thread_sensitive=True)(run_id)
+
+    async def alist_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int = 100,
+        **filters: Unpack[RunFilters],
+    ) -> list[WorkflowRun]:
+        """Async twin of `list_runs`."""
+        return await sync_to_async(self.list_runs, thread_sensitive=True)(
+            before=before, limit=limit, **filters
+        )
+
+    async def acount_runs(self, **filters: Unpack[RunFilters]) -> int:
+        """Async twin of `count_runs`."""
+        return await sync_to_async(self.count_runs, thread_sensitive=True)(**filters)
+
+    async def aupdate(self, run_id: str, **fields: Any) -> None:
+        """Async twin of `update`."""
+        await sync_to_async(self.update, thread_sensitive=True)(run_id, **fields)
+
+    async def aupdate_status(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        expected: str | Iterable[str] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Async twin of `update_status`."""
+        await sync_to_async(self.update_status, thread_sensitive=True)(
+            run_id, status, expected=expected, **fields
+        )
+
+    async def aheartbeat(self, run_id: str) -> None:
+        """Async twin of `heartbeat`."""
+        await sync_to_async(self.heartbeat, thread_sensitive=True)(run_id)
+
+    async def adelete(self, run_id: str) -> None:
+        """Async twin of `delete`."""
+        await sync_to_async(self.delete, thread_sensitive=True)(run_id)
+
+    async def adelete_finished(
+        self,
+        *,
+        before: datetime,
+        workflow_name: str | None = None,
+        statuses: str | Iterable[str] = TERMINAL_STATUSES,
+        batch_size: int = 1000,
+    ) -> int:
+        """Async twin of `delete_finished`."""
+        return await sync_to_async(self.delete_finished, thread_sensitive=True)(
+            before=before, workflow_name=workflow_name, statuses=statuses, batch_size=batch_size
+        )
+
+    async def alist_stalled(self, idle: timedelta) -> list[WorkflowRun]:
+        """Async twin of `list_stalled`."""
+        return await sync_to_async(self.list_stalled, thread_sensitive=True)(idle)
+
+    async def alist_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
+        """Async twin of `list_by_workflow`."""
+        return await self.alist_runs(workflow_name=workflow_name, limit=limit)
+
+    async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
+        """Async twin of `iter_runs`."""
+        last: WorkflowRun | None = None
+        while page := await self.alist_runs(before=last, limit=PAGE_SIZE, **filters):
+            last = page[-1]
+            for run in page:
+                yield run
+
+    async def afail_stalled(self, idle: timedelta) -> int:
+        """Async twin of `fail_stalled`."""
+        return await sync_to_async(self.fail_stalled, thread_sensitive=True)(idle)
+
+
+class AbstractExecutionStateRepository(ABC):
+    """The checkpoints of the runs: the state after every node."""
+
+    @abstractmethod
+    def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+        """Append a checkpoint to a run.
+
+        Concurrent calls for one run all succeed, and their steps are contiguous.
+
+        Args:
+            run_id: which run.
+            state_data: a dict of JSON values, or of dates, times, Decimals, UUIDs and
+                pydantic models, which come back in their JSON form.
+            node_id: the node after which the state is this; 1 to 128 characters.
+
+        Returns:
+            The step of the checkpoint: 0, 1, 2, … within the run.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            InvalidPayloadError: (a TypeError) unless `state_data` is a dict of JSON values.
+            InvalidFieldError: (a ValueError) for NaN or an infinity in it, or a
+                `node_id` that is too long.
+        """
+
+    @abstractmethod
+    def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """Give the newest checkpoint of a run, or None if there is none."""
+
+    @abstractmethod
+    def get_state(self, run_id: str, step: int) -> Checkpoint | None:
+        """Give the checkpoint with that step, or None."""
+
+    @abstractmethod
+    def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
+        """Give all checkpoints of a run, oldest first, in constant memory."""
+
+    @abstractmethod
+    def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
+        """Delete the older checkpoints of a run.
+
+        What is kept stays readable, and the history goes on from there. After all are
+        deleted (`keep_last=0`), the next step is 0 again.
+
+        Args:
+            run_id: which run.
+            keep_last: how many of the newest to keep.
+
+        Returns:
+            How many checkpoints were deleted.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+
+    def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
+        """Give the newest state of a run, or None if there is none."""
+        checkpoint = self.get_latest_checkpoint(run_id)
+        return None if checkpoint is None else checkpoint["state_data"]
+
+    def get_state_history(self, run_id: str) -> list[Checkpoint]:
+        """Give all checkpoints of a run, oldest first."""
+        return list(self.iter_state_history(run_id))
+
+    async def asave_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+        """Async twin of `save_state`."""
+        return await sync_to_async(self.save_state, thread_sensitive=True)(
+            run_id, state_data, node_id
+        )
+
+    async def aget_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """Async twin of `get_latest_checkpoint`."""
+        return await sync_to_async(self.get_latest_checkpoint, thread_sensitive=True)(run_id)
+
+    async def aget_state(self, run_id: str, step: int) -> Checkpoint | None:
+        """Async twin of `get_state`."""
+        return await sync_to_async(self.get_state, thread_sensitive=True)(run_id, step)
+
+    async def aiter_state_history(self, run_id: str) -> AsyncIterator[Checkpoint]:
+        """Async twin of `iter_state_history`."""
+        history = self.iter_state_history(run_id)
+        while checkpoint := await sync_to_async(_next_or_none, thread_sensitive=True)(history):
+            yield checkpoint
+
+    async def adelete_states(self, run_id: str, *, keep_last: int = 0) -> int:
+        """Async twin of `delete_states`."""
+        return await sync_to_async(self.delete_states, thread_sensitive=True)(
+            run_id, keep_last=keep_last
+        )
+
+    async def aget_latest_state(self, run_id: str) -> dict[str, Any] | None:
+        """Async twin of `get_latest_state`."""
+        return await sync_to_async(self.get_latest_state, thread_sensitive=True)(run_id)
+
+    async def aget_state_history(self, run_id: str) -> list[Checkpoint]:
+        """Async twin of `get_state_history`."""
+        return await sync_to_async(self.get_state_history, thread_sensitive=True)(run_id)
+
+
+class StorageBackend(NamedTuple):
+    """Both repositories of one store: ``runs, states = create_storage_backend()``."""
+
+    runs: AbstractWorkflowRunRepository
+    states: AbstractExecutionStateRepository
+
+
+def _next_or_none(iterator: Iterator[_T]) -> _T | None:
+    return next(iterator, None)

@@ -1,0 +1,95 @@
+"""Every error that the repositories and the factory raise, for callers to catch.
+
+A message says first what is wrong, then what to do; it is written once, here.
+All errors survive pickling, so they reach the caller of a task queue whole.
+"""
+
+
+class StorageError(Exception):
+    """The root of every error of this package."""
+
+
+class StorageUnavailableError(StorageError):
+    """The store did not answer: it is down, unreachable, or locked past its timeout."""
+
+
+class TablesMissingError(StorageUnavailableError):
+    """The database answers, but the tables are not there, or are of an older version."""
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(alias)
+        self.alias = alias
+
+    def __str__(self) -> str:
+        return (
+            f"The tables of workflow_storage are missing or out of date in database "
+            f"{self.alias!r}. Run: manage.py migrate --database {self.alias}"
+        )
+
+
+class RunNotFoundError(StorageError, ValueError):
+    """There is no run with that id."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"Workflow run not found: {self.run_id}. "
+            "Check the id, or store the run first with runs.add(run)."
+        )
+
+
+class RunAlreadyExistsError(StorageError, ValueError):
+    """A run with that id is stored already; the stored one is untouched."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"Workflow run already exists: {self.run_id}. "
+            "Give the new run another id, or change the stored one with runs.update()."
+        )
+
+
+class InvalidFieldError(StorageError, ValueError):
+    """A field's value cannot be stored as it is; nothing was written."""
+
+
+class InvalidPayloadError(InvalidFieldError, TypeError):
+    """A payload holds something that JSON has no form for; nothing was written."""
+
+
+class InvalidStatusError(StorageError, ValueError):
+    """Not the name of a status."""
+
+    def __init__(self, status: object, allowed: tuple[str, ...]) -> None:
+        super().__init__(status, allowed)
+        self.status = status
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"Invalid run status: {self.status!r}. Use one of: {', '.join(self.allowed)}."
+
+
+class StatusConflictError(StorageError, ValueError):
+    """The run was not in an expected status; it is unchanged."""
+
+    def __init__(self, run_id: str, status: str, expected: tuple[str, ...]) -> None:
+        super().__init__(run_id, status, expected)
+        self.run_id = run_id
+        self.status = status
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return (
+            f"Workflow run {self.run_id} is {self.status}, expected "
+            f"{' or '.join(self.expected)}. Another process changed it; read it again."
+        )
+
+
+class UnsupportedBackendError(StorageError, ValueError):
+    """The configuration names no backend that there is."""

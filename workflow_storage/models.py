@@ -1,0 +1,106 @@
+"""The schema: one row a run, one row a checkpoint; read and written by backends/orm.py."""
+
+import sys
+from typing import Any
+
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from workflow_storage.encoding import load_json
+from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
+from workflow_storage.status import RunStatus
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+
+def new_run_id() -> str:
+    """Make a UUIDv7 (RFC 9562) as text: 36 characters that sort by time of creation."""
+    return str(uuid7())
+
+
+class WorkflowRun(models.Model):
+    """One run of a workflow: what went in, what came out, what it cost, how it ended."""
+
+    id = ExactCharField(_("id"), primary_key=True, max_length=36, default=new_run_id)
+    workflow_name = ExactCharField(_("workflow"), max_length=256)
+    status = ExactCharField(
+        _("status"), max_length=32, choices=RunStatus.choices, default=RunStatus.PENDING
+    )
+    config_snapshot = ExactJSONField(_("configuration"), null=True, blank=True)
+    inputs = ExactJSONField(_("inputs"), null=True, blank=True)
+    outputs = ExactJSONField(_("outputs"), null=True, blank=True)
+    error_message = ExactTextField(_("error"), null=True, blank=True)
+    started_at = models.DateTimeField(_("started"), default=timezone.now)
+    completed_at = models.DateTimeField(_("completed"), null=True, blank=True)
+    duration_seconds = models.FloatField(_("duration in seconds"), null=True, blank=True)
+    total_tokens = models.BigIntegerField(_("tokens"), null=True, blank=True)
+    total_cost_usd = models.FloatField(_("cost in USD"), null=True, blank=True)
+    heartbeat_at = models.DateTimeField(_("last heartbeat"), null=True, blank=True)
+
+    class Meta:
+        """Table, names, and one index for each order that the contract reads in."""
+
+        db_table = "workflow_runs"
+        verbose_name = _("workflow run")
+        verbose_name_plural = _("workflow runs")
+        indexes = [
+            models.Index(fields=["started_at", "id"], name="workflow_runs_started"),
+            models.Index(fields=["workflow_name", "started_at", "id"], name="workflow_runs_name"),
+            models.Index(fields=["status", "started_at", "id"], name="workflow_runs_status"),
+            models.Index(
+                fields=["workflow_name", "status", "started_at", "id"],
+                name="workflow_runs_name_status",
+            ),
+            models.Index(fields=["completed_at"], name="workflow_runs_completed"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.workflow_name} {self.id}"
+
+
+class ExecutionState(models.Model):
+    """The state of a run after one node: whole as JSON text, or as a delta."""
+
+    id = models.BigAutoField(_("id"), primary_key=True)
+    run = models.ForeignKey(
+        WorkflowRun,
+        on_delete=models.CASCADE,
+        related_name="states",
+        verbose_name=_("workflow run"),
+        # The unique constraint's index begins with the run.
+        db_index=False,
+    )
+    step = models.PositiveIntegerField(_("step"))
+    node_id = ExactCharField(_("node"), max_length=128)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    state_json = ExactTextField(_("state as JSON text"), null=True)
+    state_delta = models.BinaryField(_("state as a delta"), null=True)
+
+    class Meta:
+        """Table, names, and what the database itself guarantees."""
+
+        db_table = "execution_states"
+        verbose_name = _("execution state")
+        verbose_name_plural = _("execution states")
+        constraints = [
+            models.UniqueConstraint(fields=["run", "step"], name="execution_states_run_step"),
+            models.CheckConstraint(
+                condition=models.Q(state_json__isnull=False, state_delta__isnull=True)
+                | models.Q(state_json__isnull=True, state_delta__isnull=False),
+                name="execution_states_whole_or_delta",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run_id} step {self.step} ({self.node_id})"
+
+    @property
+    def state_data(self) -> dict[str, Any]:
+        """The state as a dict, however it is stored."""
+        assert self.state_json is not None
+        state: dict[str, Any] = load_json(self.state_json)
+        return state

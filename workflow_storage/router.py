@@ -1,0 +1,34 @@
+"""A database router that keeps the runs in the database of WORKFLOW_STORAGE.
+
+For DATABASE_ROUTERS of projects that store runs in another database than ``default``: the
+models then read and write there, and ``migrate`` makes the tables there only.
+"""
+
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, models
+
+from workflow_storage.factory import database_of_project, project_databases
+
+APP_LABEL = "workflow_storage"
+
+
+class WorkflowStorageRouter:
+    """Sends the models of this package to the database of WORKFLOW_STORAGE."""
+
+    def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
+        """Give the database for the models of this package."""
+        return _database() if model._meta.app_label == APP_LABEL else None
+
+    db_for_write = db_for_read
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        """Allow the tables in that database, and in those given by URL or path."""
+        if app_label != APP_LABEL or db not in project_databases():
+            return None
+        return db == _database()
+
+
+def _database() -> str:
+    alias = database_of_project()[0]
+    return alias if alias in project_databases() else DEFAULT_DB_ALIAS

@@ -1,0 +1,242 @@
+"""The rules for a run's fields and a state, the same on every backend, for backends/.
+
+Each function gives back the value to store, or raises the error of the contract; none
+of them touches a store.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from workflow_storage.encoding import dump_json
+from workflow_storage.exceptions import (
+    InvalidFieldError,
+    InvalidPayloadError,
+    InvalidStatusError,
+)
+from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+MAX_RUN_ID = 36
+MAX_WORKFLOW_NAME = 256
+MAX_NODE_ID = 128
+_BIGINT = range(-(2**63), 2**63)
+
+PAYLOADS = frozenset({"config_snapshot", "inputs", "outputs"})
+UPDATABLE = PAYLOADS | {"error_message", "total_tokens", "total_cost_usd"}
+RESULT_TIMES = frozenset({"completed_at", "duration_seconds"})
+
+
+def is_storable_name(value: str, max_length: int) -> bool:
+    """Whether a name or id could be stored at all; one that could not is never found."""
+    return 0 < len(value) <= max_length and "\0" not in value and not _has_lone_surrogate(value)
+
+
+def valid_name(field: str, value: object, max_length: int) -> str:
+    """Check a run id, workflow name or node id.
+
+    Raises:
+        InvalidFieldError: if it is empty, too long, no text, or holds a NUL character or
+            a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise InvalidFieldError(
+            f"{field} is a {type(value).__name__}, not text. Pass a str, such as str(value)."
+        )
+    if not value:
+        raise InvalidFieldError(f"{field} is empty. Give it 1 to {max_length} characters.")
+    if len(value) > max_length:
+        raise InvalidFieldError(
+            f"{field} has {len(value)} characters, more than the {max_length} that fit: "
+            f"{value[:40]!r}… Shorten it."
+        )
+    if not is_storable_name(value, max_length):
+        raise InvalidFieldError(
+            f"{field} holds a NUL character or a lone surrogate: {value!r}. Remove it."
+        )
+    return value
+
+
+def valid_status(status: Any) -> RunStatus:
+    """Check a status, given as a `RunStatus` or its text."""
+    try:
+        valid: RunStatus = RunStatus(status)
+        return valid
+    except ValueError as exc:
+        raise InvalidStatusError(status, tuple(RunStatus.values)) from exc
+
+
+def valid_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatus]:
+    """Check one status or several."""
+    if isinstance(statuses, str):
+        return frozenset({valid_status(statuses)})
+    return frozenset(valid_status(status) for status in statuses)
+
+
+def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatus]:
+    """Check statuses that all mean that a run has ended."""
+    checked = valid_statuses(statuses)
+    for status in sorted(checked - TERMINAL_STATUSES):
+        raise InvalidStatusError(status.value, tuple(sorted(TERMINAL_STATUSES)))
+    return checked
+
+
+def valid_state(state_data: object) -> str:
+    """Write a state as JSON text.
+
+    Raises:
+        InvalidPayloadError: unless it is a dict of JSON values.
+        InvalidFieldError: for NaN, infinities, circular references, nesting too deep.
+    """
+    if not isinstance(state_data, dict):
+        raise InvalidPayloadError(
+            f"state_data is a {type(state_data).__name__}, not a dict. "
+            'Wrap it, for example as {"value": …}.'
+        )
+    return payload_json("state_data", state_data)
+
+
+def payload_json(field: str, value: object) -> str:
+    """Write a payload as JSON text, or say which field cannot be written and why."""
+    try:
+        return dump_json(value)
+    except TypeError as exc:
+        raise InvalidPayloadError(
+            f"{field} is not JSON: {exc}. Convert it to dicts, lists, strings or numbers first."
+        ) from exc
+    except ValueError as exc:
+        raise InvalidFieldError(f"{field} is not JSON: {exc}. Replace that value first.") from exc
+
+
+def valid_moment(field: str, value: object) -> datetime:
+    """Check that a time has a time zone if the project uses them (USE_TZ)."""
+    if not isinstance(value, datetime):
+        raise InvalidFieldError(f"{field} is a {type(value).__name__}, not a datetime.")
+    if timezone.is_aware(value) != settings.USE_TZ:
+        kind, wanted = ("naive", "an aware") if settings.USE_TZ else ("aware", "a naive")
+        raise InvalidFieldError(
+            f"{field} is a {kind} datetime ({value}), but USE_TZ is {settings.USE_TZ}. "
+            f"Pass {wanted} one, such as django.utils.timezone.now()."
+        )
+    return value
+
+
+def valid_idle(idle: object) -> timedelta:
+    """Check how long a run may be silent."""
+    if not isinstance(idle, timedelta):
+        raise TypeError(f"idle is a {type(idle).__name__}. Pass a timedelta.")
+    if idle < timedelta(0):
+        raise ValueError(f"idle is negative: {idle}. Pass a timedelta of 0 or more.")
+    return idle
+
+
+def valid_count(name: str, value: object, minimum: int = 0) -> int:
+    """Check a limit, a batch size or a number of states to keep."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} is {value!r}. Pass a whole number of at least {minimum}.")
+    return value
+
+
+def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) -> dict[str, Any]:
+    """Check the fields of an update, and of a change of status if one is given.
+
+    Returns:
+        The fields as they are stored; payloads are left as they are, to be checked by
+        `payload_json` when they are written.
+
+    Raises:
+        InvalidFieldError: for an unknown or fixed field, or a value that cannot be stored.
+    """
+    allowed = UPDATABLE if status is None else UPDATABLE | RESULT_TIMES
+    for name in fields:
+        if name not in allowed:
+            raise InvalidFieldError(
+                f"{name} is not a field that can be changed here. "
+                f"Change one of: {', '.join(sorted(allowed))}."
+            )
+    if status is not None and not status.is_terminal:
+        for name in RESULT_TIMES & fields.keys():
+            raise InvalidFieldError(
+                f"{name} belongs to a run that has ended, not to a {status.value} one. Leave it out."
+            )
+    return valid_fields(fields)
+
+
+def valid_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the values of some fields of a run and give them as they are stored."""
+    return {name: _FIELDS[name](name, value) for name, value in fields.items()}
+
+
+def _payload(_field: str, value: object) -> object:
+    return value
+
+
+def _error_text(field: str, value: object) -> str | None:
+    """Errors quote the outside world, so what cannot be stored in one is replaced."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidFieldError(f"{field} is a {type(value).__name__}, not text. Pass str(value).")
+    text = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if _has_lone_surrogate(text):
+        # A surrogate pair that Python holds as two halves is one character.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _whole_number(field: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _BIGINT:
+        raise InvalidFieldError(f"{field} is {value!r}. Pass a whole number within 64 bits.")
+    return value
+
+
+def _finite_number(field: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+        raise InvalidFieldError(f"{field} is a {type(value).__name__}, not a number.")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidFieldError(f"{field} is {value!r}. Pass a finite number.")
+    return number
+
+
+def _moment_or_none(field: str, value: object) -> datetime | None:
+    return None if value is None else valid_moment(field, value)
+
+
+_FIELDS: dict[str, Any] = {
+    "id": lambda field, value: valid_name(field, value, MAX_RUN_ID),
+    "workflow_name": lambda field, value: valid_name(field, value, MAX_WORKFLOW_NAME),
+    "status": lambda _, value: valid_status(value).value,
+    "config_snapshot": _payload,
+    "inputs": _payload,
+    "outputs": _payload,
+    "error_message": _error_text,
+    "started_at": valid_moment,
+    "completed_at": _moment_or_none,
+    "duration_seconds": _finite_number,
+    "total_tokens": _whole_number,
+    "total_cost_usd": _finite_number,
+    "heartbeat_at": _moment_or_none,
+}
+RUN_FIELDS = tuple(_FIELDS)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
