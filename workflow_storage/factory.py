@@ -175,7 +175,7 @@ def _database(config: StorageConfig) -> dict[str, Any]:
     if "://" in config.backend:
         database = _parsed(config.backend)
     elif config.backend == "sqlite":
-        database = {"ENGINE": _SQLITE, "NAME": config.path}
+        database = {**_parsed("sqlite://"), "NAME": config.path}
     else:
         raise _unsupported(config.backend)
     return _as_sqlite(database) if database["ENGINE"] == _SQLITE else database
@@ -207,7 +207,7 @@ def _registered(database: dict[str, Any]) -> str:
     """Give the alias of a database that is none of DATABASES, with its tables in place."""
     for alias in _registered_aliases:
         known: dict[str, Any] = connections.databases[alias]
-        if all(known[name] == value for name, value in database.items()):
+        if all(known.get(name) == value for name, value in database.items()):
             return alias
     alias = f"workflow_storage_{next(_alias_numbers)}"
     # Fills in the defaults that Django expects; it asks for a default database, too.

@@ -138,7 +138,7 @@ class JSONDocument(models.Func):
     ) -> Any:
         template = _DOCUMENT_SQL[self._dialect(connection)]
         column, params = compiler.compile(self.get_source_expressions()[0])
-        return template.replace("{}", column), (*params,) * template.count("{}")
+        return template.replace("{}", column), params * template.count("{}")
 
     @staticmethod
     def _dialect(connection: Any) -> str:

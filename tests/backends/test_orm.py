@@ -1,0 +1,438 @@
+"""What is special to the ORM backend: transactions, plain SQL, plans, and failing databases."""
+
+import json
+import re
+import socket
+import sqlite3
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connections, transaction
+from django.utils import timezone
+
+from tests.conftest import empty
+from workflow_storage import (
+    ExecutionState,
+    RunAlreadyExistsError,
+    RunNotFoundError,
+    StatusConflictError,
+    StorageBackend,
+    StorageError,
+    StorageUnavailableError,
+    TablesMissingError,
+    WorkflowRun,
+)
+from workflow_storage.backends.orm import (
+    DjangoExecutionStateRepository,
+    DjangoWorkflowRunRepository,
+)
+from workflow_storage.factory import SQLITE_OPTIONS, forget
+from workflow_storage.testing import ConcurrencyContract, new_run, stored_run
+
+
+@pytest.fixture
+def register(django_db_blocker):
+    """Add databases to Django for one test, as DATABASES would."""
+    aliases = []
+
+    def add(alias, **database):
+        configured = connections.configure_settings({"default": {}, alias: database})
+        connections.databases[alias] = configured[alias]
+        aliases.append(alias)
+        return StorageBackend(
+            DjangoWorkflowRunRepository(alias), DjangoExecutionStateRepository(alias)
+        )
+
+    with django_db_blocker.unblock():
+        yield add
+        for alias in aliases:
+            forget(alias)
+
+
+def sqlite_database(path, **options):
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": options}
+
+
+def select(alias, sql, *params):
+    with connections[alias].cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall()
+
+
+class TestTransactions:
+    def test_writes_join_the_callers_transaction(self, sql_backend):
+        run = stored_run(sql_backend)
+
+        with pytest.raises(ZeroDivisionError), transaction.atomic(using=sql_backend.runs.alias):
+            sql_backend.runs.add(new_run(id="rolled back"))
+            sql_backend.runs.update_status(run.id, "failed")
+            sql_backend.states.save_state(run.id, {}, "node")
+            _ = 1 / 0
+
+        assert sql_backend.runs.get("rolled back") is None
+        assert sql_backend.runs.get(run.id).status == "pending"
+        assert sql_backend.states.get_latest_state(run.id) is None
+
+    def test_an_error_leaves_the_callers_transaction_usable(self, sql_backend):
+        run = stored_run(sql_backend)
+
+        with transaction.atomic(using=sql_backend.runs.alias):
+            with pytest.raises(RunAlreadyExistsError):
+                sql_backend.runs.add(new_run(id=run.id))
+            with pytest.raises(RunNotFoundError):
+                sql_backend.states.save_state("gone", {}, "node")
+            with pytest.raises(StatusConflictError):
+                sql_backend.runs.update_status(run.id, "failed", expected="running")
+            with pytest.raises(ValueError, match="inputs is not JSON"):
+                sql_backend.runs.update(run.id, inputs=float("nan"))
+            sql_backend.runs.update_status(run.id, "running")
+
+        assert sql_backend.runs.get(run.id).status == "running"
+
+
+class TestPlainSQL:
+    def test_what_the_repositories_write_is_plain_in_sql(self, sql_backend):
+        alias = sql_backend.runs.alias
+        run = stored_run(sql_backend, inputs={"a": [1, "\N{SNOWMAN}"]}, total_tokens=3)
+        sql_backend.states.save_state(run.id, {"n": 1}, "node")
+
+        ((name, status, inputs, tokens),) = select(
+            alias, "SELECT workflow_name, status, inputs, total_tokens FROM workflow_runs"
+        )
+        assert (name, status, tokens) == ("contract", "pending", 3)
+        assert inputs == '{"a": [1, "\N{SNOWMAN}"]}'
+        assert select(
+            alias, "SELECT run_id, step, node_id, state_json, state_delta FROM execution_states"
+        ) in ([(run.id, 0, "node", '{"n": 1}', None)], ((run.id, 0, "node", '{"n": 1}', None),))
+
+    def test_what_plain_sql_writes_is_read_by_the_repositories(self, sql_backend):
+        alias = sql_backend.runs.alias
+        now = timezone.now()
+        value = (
+            now if alias and connections[alias].vendor == "postgresql" else now.replace(tzinfo=None)
+        )
+        with connections[alias].cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO workflow_runs (id, workflow_name, status, inputs, started_at) "
+                "VALUES ('by hand', 'sql', 'running', '{\"x\": 1e23}', %s)",
+                [value],
+            )
+            cursor.execute(
+                "INSERT INTO execution_states (run_id, step, node_id, state_json, created_at) "
+                "VALUES ('by hand', 0, 'node', '{\"y\": [2]}', %s)",
+                [value],
+            )
+
+        run = sql_backend.runs.get("by hand")
+        assert (run.inputs, run.started_at) == ({"x": 1e23}, now)
+        assert sql_backend.states.get_latest_state("by hand") == {"y": [2]}
+        assert run.states.get().state_data == {"y": [2]}
+        assert sql_backend.states.save_state("by hand", {}, "next") == 1
+
+    def test_the_database_itself_refuses_a_second_state_for_a_step(self, sql_backend):
+        run = stored_run(sql_backend)
+        state = {"run_id": run.id, "step": 0, "node_id": "node", "state_json": "{}"}
+        states = ExecutionState.objects.using(sql_backend.runs.alias)
+        states.create(**state)
+
+        with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
+            states.create(**state)
+
+    @pytest.mark.parametrize("state", [{}, {"state_json": "{}", "state_delta": b"x"}])
+    def test_the_database_itself_refuses_a_state_that_is_not_whole_or_delta(
+        self, sql_backend, state
+    ):
+        run = stored_run(sql_backend)
+        states = ExecutionState.objects.using(sql_backend.runs.alias)
+
+        with pytest.raises(Exception, match="execution_states_whole_or_delta"):
+            states.create(run_id=run.id, step=0, node_id="node", **state)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def filled_backend(request, django_db_blocker):
+    """A store with enough runs that a plan with a full scan or a sort would be worse."""
+    from workflow_storage import create_storage_backend
+
+    url = request.getfixturevalue(f"{request.param}_url")
+    with django_db_blocker.unblock():
+        backend = create_storage_backend(url)
+        alias = backend.runs.alias
+        empty(alias)
+        now = timezone.now()
+        statuses = ["completed"] * 13 + ["failed"] * 5 + ["running", "pending"]
+        WorkflowRun.objects.using(alias).bulk_create(
+            [
+                WorkflowRun(
+                    id=f"run-{number:06}",
+                    workflow_name=f"workflow-{number % 3}",
+                    status=statuses[number % 20],
+                    started_at=now - timedelta(seconds=number),
+                    completed_at=now if number % 20 < 18 else None,
+                )
+                for number in range(20_000)
+            ],
+            batch_size=1000,
+        )
+        ExecutionState.objects.using(alias).bulk_create(
+            [
+                ExecutionState(
+                    run_id=f"run-{number // 10:06}",
+                    step=number % 10,
+                    node_id="node",
+                    state_json="{}",
+                )
+                for number in range(20_000)
+            ],
+            batch_size=1000,
+        )
+        with connections[alias].cursor() as cursor:
+            cursor.execute("ANALYZE")
+        yield backend
+        empty(alias)
+
+
+def plans_of(alias, call):
+    """Give the plans of the queries of a call as text, once it has been made."""
+    queries = []
+
+    def collect(execute, sql, params, many, context):
+        if sql.startswith("SELECT"):
+            queries.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connections[alias].execute_wrapper(collect):
+        call()
+    assert queries
+    explain = "EXPLAIN" if connections[alias].vendor == "postgresql" else "EXPLAIN QUERY PLAN"
+    return [
+        "\n".join(str(row[-1]) for row in select(alias, f"{explain} {sql}", *params))
+        for sql, params in queries
+    ]
+
+
+class TestPlans:
+    """Every read of the contract goes through an index, in the order of the index."""
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda runs, states: runs.get("run-000100"),
+            lambda runs, states: runs.list_by_workflow("workflow-1"),
+            lambda runs, states: runs.list_runs(),
+            lambda runs, states: runs.list_runs(before="run-010000"),
+            lambda runs, states: runs.list_runs(status="failed"),
+            lambda runs, states: runs.list_runs(status="failed", before="run-010000"),
+            lambda runs, states: runs.list_runs(workflow_name="workflow-2", status="failed"),
+            lambda runs, states: runs.list_runs(workflow_name="workflow-1", before="run-010000"),
+            lambda runs, states: runs.list_runs(started_before=timezone.now() - timedelta(hours=1)),
+            lambda runs, states: states.get_latest_state("run-000100"),
+            lambda runs, states: states.get_state("run-000100", 3),
+            lambda runs, states: states.get_state_history("run-000100"),
+            lambda runs, states: states.save_state("run-000100", {}, "node"),
+        ],
+        ids=[
+            "get",
+            "list_by_workflow",
+            "list_runs",
+            "list_runs a page later",
+            "list_runs by status",
+            "list_runs by status, a page later",
+            "list_runs by name and status",
+            "list_runs by name, a page later",
+            "list_runs by time",
+            "get_latest_state",
+            "get_state",
+            "get_state_history",
+            "save_state",
+        ],
+    )
+    def test_a_read_neither_scans_a_table_nor_sorts(self, filled_backend, read):
+        for plan in plans_of(filled_backend.runs.alias, lambda: read(*filled_backend)):
+            assert not re.search(r"Seq Scan|\bSort\b|TEMP B-TREE", plan), plan
+            assert not re.search(r"SCAN (?!.* USING (COVERING )?INDEX)", plan), plan
+
+    def test_delete_finished_and_list_stalled_scan_no_table(self, filled_backend):
+        alias = filled_backend.runs.alias
+        for call in (
+            lambda: filled_backend.runs.delete_finished(
+                before=timezone.now() - timedelta(days=9), batch_size=10
+            ),
+            lambda: filled_backend.runs.list_stalled(timedelta(hours=4)),
+        ):
+            for plan in plans_of(alias, call):
+                assert not re.search(r"Seq Scan|SCAN (?!.* USING (COVERING )?INDEX)", plan), plan
+
+    def test_only_the_indexes_of_the_model_are_there(self, filled_backend):
+        alias = filled_backend.runs.alias
+        with connections[alias].cursor() as cursor:
+            constraints = connections[alias].introspection.get_constraints(cursor, "workflow_runs")
+        names = {name for name, constraint in constraints.items() if constraint["index"]}
+        assert names - {"workflow_runs_pkey", "__primary__"} == {
+            index.name for index in WorkflowRun._meta.indexes
+        } | (names & {"sqlite_autoindex_workflow_runs_1"})
+
+
+class TestFailingDatabases:
+    def test_a_server_that_is_down_is_unavailable(self, register):
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        backend = register(
+            "down",
+            ENGINE="django.db.backends.postgresql",
+            NAME="x",
+            USER="u",
+            PASSWORD="secret-password",
+            HOST="127.0.0.1",
+            PORT=port,
+        )
+
+        for call in (
+            lambda: backend.runs.get("x"),
+            lambda: backend.runs.add(new_run()),
+            lambda: backend.states.save_state("x", {}, "node"),
+            lambda: backend.states.get_state_history("x"),
+        ):
+            with pytest.raises(StorageUnavailableError, match="'down' is unavailable") as caught:
+                call()
+            assert isinstance(caught.value.__cause__, OperationalError)
+            assert "secret-password" not in str(caught.value)
+
+    def test_after_a_lost_connection_the_next_call_connects_again(
+        self, postgres_url, django_db_blocker
+    ):
+        from workflow_storage import create_storage_backend
+
+        with django_db_blocker.unblock():
+            backend = create_storage_backend(postgres_url)
+            ((pid,),) = select(backend.runs.alias, "SELECT pg_backend_pid()")
+            import psycopg
+
+            with psycopg.connect(postgres_url, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+            with pytest.raises(StorageUnavailableError):
+                backend.runs.get("x")
+            assert backend.runs.get("x") is None
+
+    @pytest.mark.parametrize("vendor", ["sqlite", "postgres", "mysql"])
+    def test_missing_tables_say_to_migrate(self, vendor, register, tmp_path, request):
+        if vendor == "sqlite":
+            backend = register("bare", **sqlite_database(tmp_path / "bare.db"))
+        else:
+            import dj_database_url
+
+            from tests.servers import mysql_database, postgres_database
+
+            database = {"postgres": postgres_database, "mysql": mysql_database}[vendor]()
+            url = database.__enter__()
+            request.addfinalizer(lambda: database.__exit__(None, None, None))
+            backend = register("bare", **dj_database_url.parse(url))
+
+        for call in (
+            lambda: backend.runs.get("x"),
+            lambda: backend.runs.add(new_run()),
+            lambda: backend.runs.delete("x"),
+            lambda: backend.states.get_latest_state("x"),
+        ):
+            with pytest.raises(TablesMissingError, match=r"manage\.py migrate --database bare"):
+                call()
+
+    def test_a_column_that_is_not_there_says_to_migrate(self, register, tmp_path):
+        with sqlite3.connect(tmp_path / "old.db") as old:
+            old.execute("CREATE TABLE workflow_runs (id text)")
+        backend = register("old", **sqlite_database(tmp_path / "old.db"))
+
+        with pytest.raises(TablesMissingError, match="out of date"):
+            backend.runs.get("x")
+
+    def test_a_locked_sqlite_file_is_unavailable_after_its_timeout(self, register, tmp_path):
+        path = tmp_path / "locked.db"
+        backend = register("locked", **sqlite_database(path, **{**SQLITE_OPTIONS, "timeout": 0.1}))
+        call_command("migrate", "workflow_storage", database="locked", verbosity=0)
+        run = stored_run(backend)
+        writer = sqlite3.connect(path, isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(StorageUnavailableError, match=r"locked.*raise OPTIONS\['timeout'\]"):
+            backend.runs.heartbeat(run.id)
+        assert backend.runs.get(run.id).heartbeat_at is None
+
+        writer.execute("ROLLBACK")
+        writer.close()
+        backend.runs.heartbeat(run.id)
+
+    def test_a_file_that_is_no_database_is_a_storage_error(self, register, tmp_path):
+        path = tmp_path / "text.db"
+        path.write_text("This is not a database. " * 100)
+        backend = register("text", **sqlite_database(path))
+
+        with pytest.raises(StorageError, match="not a database"):
+            backend.runs.get("x")
+
+    def test_a_state_larger_than_a_mysql_packet_says_what_to_raise(
+        self, mysql_url, django_db_blocker
+    ):
+        from workflow_storage import create_storage_backend
+
+        with django_db_blocker.unblock():
+            backend = create_storage_backend(mysql_url)
+            run = stored_run(backend)
+            limit = select(backend.runs.alias, "SELECT @@max_allowed_packet")[0][0]
+
+            with pytest.raises(StorageError, match="max_allowed_packet"):
+                backend.states.save_state(run.id, {"text": "x" * limit}, "node")
+
+            assert backend.states.get_latest_state(run.id) is None
+
+
+def open_with_djangos_defaults(path):
+    """Open a SQLite file as Django does by default: no WAL, DEFERRED transactions."""
+    from workflow_storage.factory import ensure_django
+
+    ensure_django()
+    alias = "djangos_defaults"
+    if alias not in connections.databases:
+        database = sqlite_database(path, timeout=30)
+        configured = connections.configure_settings({"default": {}, alias: database})
+        connections.databases[alias] = configured[alias]
+    return StorageBackend(DjangoWorkflowRunRepository(alias), DjangoExecutionStateRepository(alias))
+
+
+class TestSQLiteWithDjangosDefaults(ConcurrencyContract):
+    @pytest.fixture
+    def open_backend(self, tmp_path):
+        from functools import partial
+
+        return partial(open_with_djangos_defaults, str(tmp_path / "defaults.db"))
+
+    @pytest.fixture
+    def backend(self, open_backend, django_db_blocker):
+        with django_db_blocker.unblock():
+            backend = open_backend()
+            call_command("migrate", "workflow_storage", database=backend.runs.alias, verbosity=0)
+            yield backend
+            forget(backend.runs.alias)
+
+
+def test_reading_a_page_of_runs_is_one_query(sql_backend):
+    for _ in range(3):
+        stored_run(sql_backend, inputs={"a": 1})
+    queries = []
+
+    def collect(execute, sql, params, many, context):
+        queries.append(sql)
+        return execute(sql, params, many, context)
+
+    with connections[sql_backend.runs.alias].execute_wrapper(collect):
+        assert len(json.dumps([run.inputs for run in sql_backend.runs.list_runs()])) > 3
+
+    assert len(queries) == 1
+
+
+def test_a_repository_names_its_database():
+    assert repr(DjangoWorkflowRunRepository("reporting")) == (
+        "DjangoWorkflowRunRepository('reporting')"
+    )

@@ -1,0 +1,148 @@
+"""What ``manage.py check`` says, and where the shipped router sends the runs."""
+
+import pytest
+from django.core import checks
+from django.core.management import call_command
+from django.db import connections
+
+from workflow_storage import ExecutionState, WorkflowRun
+from workflow_storage.checks import check_configuration
+from workflow_storage.factory import SQLITE_OPTIONS, forget
+
+
+@pytest.fixture
+def databases(settings, monkeypatch):
+    """Let a test say what DATABASES holds."""
+
+    def use(**changed):
+        monkeypatch.setattr(
+            "workflow_storage.factory.settings.DATABASES",
+            {
+                alias: {"ENGINE": f"django.db.backends.{engine}", "NAME": name, "OPTIONS": options}
+                for alias, (engine, name, options) in changed.items()
+            },
+        )
+
+    return use
+
+
+def found():
+    return [message.id for message in check_configuration(None)]
+
+
+def test_the_check_is_registered():
+    assert any(
+        check.__name__ == "check_configuration" for check in checks.registry.registry.get_checks()
+    )
+
+
+def test_a_server_is_fine(databases):
+    databases(default=("postgresql", "x", {}))
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["reporting", "mongodb://me:hush@host/x", {"backend": "nowhere"}, {"bakend": "sqlite"}, 5],
+)
+def test_a_setting_that_names_no_backend_is_w001(databases, settings, setting):
+    databases(default=("postgresql", "x", {}))
+    settings.WORKFLOW_STORAGE = setting
+
+    (message,) = check_configuration(None)
+
+    assert message.id == "workflow_storage.W001"
+    assert "hush" not in str(message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"transaction_mode": "IMMEDIATE"},
+        {"transaction_mode": "DEFERRED", "init_command": "PRAGMA journal_mode=WAL"},
+        {"init_command": "PRAGMA journal_mode=WAL"},
+    ],
+)
+def test_sqlite_without_wal_or_immediate_is_w002(databases, options):
+    databases(default=("sqlite3", "x.db", options))
+
+    (message,) = check_configuration(None)
+
+    assert message.id == "workflow_storage.W002"
+    assert "transaction_mode" in message.hint
+
+
+def test_sqlite_as_the_check_suggests_it_is_fine(databases):
+    databases(default=("sqlite3", "x.db", SQLITE_OPTIONS))
+    assert found() == []
+
+
+def test_only_the_database_of_the_runs_is_checked(databases, settings):
+    databases(default=("sqlite3", "x.db", {}), reporting=("postgresql", "x", {}))
+    settings.WORKFLOW_STORAGE = "reporting"
+    assert found() == []
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:x?mode=memory&cache=shared"])
+def test_memory_is_w003(databases, name):
+    databases(default=("sqlite3", name, SQLITE_OPTIONS))
+    assert found() == ["workflow_storage.W003"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("sqlite", []),
+        ("sqlite:///x.db", []),
+        ({"path": "x.db"}, []),
+        ("sqlite://:memory:", ["workflow_storage.W003"]),
+        ("postgresql://me:hush@host/x", []),
+    ],
+)
+def test_a_url_is_checked_without_being_opened(databases, settings, setting, expected):
+    databases(default=("postgresql", "x", {}))
+    settings.WORKFLOW_STORAGE = setting
+    assert found() == expected
+
+
+@pytest.mark.parametrize("router", [[], ["workflow_storage.router.WorkflowStorageRouter"]])
+def test_migrate_makes_the_tables_in_the_database_of_the_setting(
+    router, settings, tmp_path, django_db_blocker
+):
+    from workflow_storage import create_storage_backend
+
+    for alias in ("main", "reporting"):
+        configured = connections.configure_settings(
+            {
+                "default": {},
+                alias: {
+                    "ENGINE": "django.db.backends.sqlite3",
+                    "NAME": str(tmp_path / f"{alias}.db"),
+                },
+            }
+        )
+        connections.databases[alias] = configured[alias]
+    settings.WORKFLOW_STORAGE = "reporting"
+    settings.DATABASE_ROUTERS = router
+    with django_db_blocker.unblock():
+        try:
+            for alias in ("main", "reporting"):
+                call_command("migrate", "workflow_storage", database=alias, verbosity=0)
+            tables = {
+                alias: set(connections[alias].introspection.table_names())
+                for alias in ("main", "reporting")
+            }
+            backend = create_storage_backend()
+            run = WorkflowRun(workflow_name="x")
+            backend.runs.add(run)
+
+            assert {"workflow_runs", "execution_states"} <= tables["reporting"]
+            assert ("workflow_runs" in tables["main"]) == (not router)
+            assert WorkflowRun.objects.using("reporting").get() == run
+            if router:
+                assert WorkflowRun.objects.get() == run
+                assert ExecutionState.objects.db == "reporting"
+        finally:
+            for alias in ("main", "reporting"):
+                forget(alias)

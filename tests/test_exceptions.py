@@ -1,0 +1,44 @@
+"""Errors cross process borders whole."""
+
+import pickle
+
+import pytest
+
+from workflow_storage import exceptions as errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.RunNotFoundError("an-id"),
+        errors.RunAlreadyExistsError("an-id"),
+        errors.InvalidStatusError("done", ("pending", "failed")),
+        errors.StatusConflictError("an-id", "failed", ("running",)),
+        errors.TablesMissingError("default"),
+        errors.InvalidPayloadError("inputs is not JSON"),
+        errors.StorageUnavailableError("down"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickling(error):
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.RunNotFoundError,
+        errors.RunAlreadyExistsError,
+        errors.InvalidFieldError,
+        errors.InvalidStatusError,
+        errors.StatusConflictError,
+        errors.UnsupportedBackendError,
+    ],
+)
+def test_errors_that_the_caller_makes_are_value_errors(error):
+    assert issubclass(error, ValueError)
+    assert issubclass(error, errors.StorageError)

@@ -1,0 +1,162 @@
+"""Lookups into exact JSON, on every SQL database."""
+
+import json
+
+import pytest
+from django.db import NotSupportedError, connections
+from django.db.models import Count
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workflow_storage import WorkflowRun
+from workflow_storage.fields import JSONDocument
+from workflow_storage.testing import against_the_store, any_text, nested, stored_run
+
+AWKWARD = [
+    {"customer": "\0", "\0": 1},
+    {"customer": "\ud800 \udfff", "\udfff": "\\\0"},
+    {"customer": 1e23, "n": 10**40},
+    nested(500),
+    nested(900),
+    "text",
+    3,
+    None,
+    [],
+]
+
+
+@pytest.fixture
+def runs(sql_backend):
+    """The runs of a store that also holds everything that databases refuse to parse."""
+    for number, inputs in enumerate(AWKWARD):
+        stored_run(sql_backend, id=f"awkward-{number}", inputs=inputs)
+    stored_run(
+        sql_backend,
+        id="wanted",
+        inputs={
+            "customer": 42,
+            "name": "Zoë \N{SNOWMAN}",
+            "nested": {"list": [1, {"deep": True}]},
+            "nul": "a\0b",
+            "null": None,
+        },
+    )
+    stored_run(sql_backend, id="other", inputs={"customer": "c-42", "name": "x", "z": -1.5})
+    return WorkflowRun.objects.using(sql_backend.runs.alias)
+
+
+def found(runs, **lookups):
+    return [run.id for run in runs.filter(**lookups).order_by("id")]
+
+
+@pytest.mark.parametrize(
+    ("lookups", "expected"),
+    [
+        ({"inputs__customer": 42}, ["wanted"]),
+        ({"inputs__customer": "c-42"}, ["other"]),
+        ({"inputs__customer__gt": 41, "inputs__customer__lt": 43}, ["wanted"]),
+        ({"inputs__name": "Zoë \N{SNOWMAN}"}, ["wanted"]),
+        ({"inputs__name__icontains": "ZO"}, ["wanted"]),
+        ({"inputs__name__startswith": "Zo"}, ["wanted"]),
+        ({"inputs__name__in": ["x", "y"]}, ["other"]),
+        ({"inputs__nested__list__0": 1}, ["wanted"]),
+        ({"inputs__nested__list__1__deep": True}, ["wanted"]),
+        ({"inputs__nested": {"list": [1, {"deep": True}]}}, ["wanted"]),
+        ({"inputs__nested__list__isnull": False}, ["wanted"]),
+        ({"inputs__has_key": "nul"}, ["wanted"]),
+        ({"inputs__has_keys": ["customer", "name"]}, ["other", "wanted"]),
+        ({"inputs__has_any_keys": ["null", "z"]}, ["other", "wanted"]),
+        ({"inputs": {"customer": "c-42", "name": "x", "z": -1.5}}, ["other"]),
+        ({"inputs": "text"}, ["awkward-5"]),
+        ({"inputs": 3}, ["awkward-6"]),
+        ({"inputs__isnull": True}, ["awkward-7"]),
+    ],
+    ids=str,
+)
+def test_lookups_find_what_they_name(runs, lookups, expected):
+    assert found(runs, **lookups) == expected
+
+
+def test_contains_works_where_the_database_has_it(runs):
+    if connections[runs.db].features.supports_json_field_contains:
+        assert found(runs, inputs__contains={"customer": 42}) == ["wanted"]
+    else:
+        with pytest.raises(NotSupportedError):
+            found(runs, inputs__contains={"customer": 42})
+
+
+def test_values_of_keys_can_be_selected(runs):
+    values = runs.filter(id__in=["wanted", "other"]).order_by("id")
+    assert list(values.values_list("inputs__name", "inputs__z")) == [
+        ("x", -1.5),
+        ("Zoë \N{SNOWMAN}", None),
+    ]
+
+
+def test_values_and_deferred_fields_are_exact(runs):
+    assert json.dumps(runs.values_list("inputs", flat=True).get(id="awkward-2")) == json.dumps(
+        AWKWARD[2]
+    )
+    assert runs.only("id").get(id="awkward-0").inputs == AWKWARD[0]
+
+
+def test_bulk_update_keeps_what_is_exact(runs):
+    objects = [runs.get(id="awkward-0"), runs.get(id="awkward-7")]
+    for run in objects:
+        run.outputs = {"\0": 1e23}
+
+    runs.bulk_update(objects, ["outputs"])
+
+    assert [run.outputs for run in runs.filter(pk__in=[run.pk for run in objects])] == [
+        {"\0": 1e23}
+    ] * 2
+
+
+def test_runs_can_be_made_distinct_and_grouped(runs, sql_backend):
+    for _ in range(2):
+        sql_backend.states.save_state("wanted", {}, "node")
+
+    assert found(runs.distinct(), states__node_id="node") == ["wanted"]
+    assert runs.annotate(count=Count("states")).get(id="wanted").count == 2
+
+
+def test_saving_what_is_not_json_names_the_field(runs):
+    with pytest.raises(ValueError, match="outputs is not JSON: Out of range float"):
+        WorkflowRun(workflow_name="x", outputs=float("nan")).save(using=runs.db)
+
+
+@against_the_store
+@given(
+    value=st.recursive(
+        any_text,
+        lambda children: st.lists(children) | st.dictionaries(any_text, children),
+        max_leaves=8,
+    )
+)
+def test_postgresql_reads_any_text_as_jsonb(postgres_url, django_db_blocker, value):
+    r"""NUL and lone surrogates become U+FFFD, and nothing else changes."""
+    from workflow_storage import create_storage_backend
+
+    def readable(value):
+        if isinstance(value, dict):
+            return {readable(key): readable(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [readable(item) for item in value]
+        return (
+            json.loads(json.dumps(value))
+            .replace("\0", "\ufffd")
+            .encode("utf-16", "surrogatepass")
+            .decode("utf-16", "replace")
+        )
+
+    with django_db_blocker.unblock():
+        backend = create_storage_backend(postgres_url)
+        run = stored_run(backend, inputs={"value": value})
+        row = (
+            WorkflowRun.objects.using(backend.runs.alias)
+            .annotate(document=JSONDocument("inputs"))
+            .get(pk=run.pk)
+        )
+        backend.runs.delete(run.id)
+
+    assert row.document == {"value": readable(value)}

@@ -1,0 +1,62 @@
+"""The execution states in the admin: the list, of a run or of all, and the page of a state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from workflow_storage.admin.base import ReadOnlyAdmin, is_searchable, json_block
+from workflow_storage.models import ExecutionState
+from workflow_storage.validation import MAX_RUN_ID
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+    from django.utils.safestring import SafeString
+
+
+@admin.register(ExecutionState)
+class ExecutionStateAdmin(ReadOnlyAdmin):
+    """Shows states, newest first."""
+
+    ordering = ("-id",)
+    payloads = ("state_json", "state_delta")
+    list_display = ("id", "run_id", "step", "node_id", "created_at")
+    search_fields = ("run__id",)
+    search_help_text = _("The whole id of a run")
+    fields = ("run_link", "step", "node_id", "created_at", "state")
+    readonly_fields = ("run_link", "state")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find the states of a run by its id, in the order of their index: newest step first."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if not is_searchable(term, MAX_RUN_ID):
+            return queryset.none(), False
+        return queryset.filter(run_id=term), False
+
+    def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
+        """Let the page of a run link to its states."""
+        return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
+
+    @admin.display(description=_("workflow run"))
+    def run_link(self, state: ExecutionState) -> SafeString:
+        """Link to the page of the run."""
+        url = reverse(
+            f"{self.admin_site.name}:workflow_storage_workflowrun_change",
+            args=[quote(state.run_id)],
+        )
+        return format_html('<a href="{}">{}</a>', url, state.run_id)
+
+    @admin.display(description=_("state"))
+    def state(self, state: ExecutionState) -> SafeString | str:
+        """Show the state, however it is stored."""
+        return json_block(state.state_data)
