@@ -67,7 +67,8 @@ class StorageCommand(BaseCommand):
         with console.capture() as captured:
             for renderable in renderables:
                 console.print(renderable)
-        self.stdout.write(captured.get(), ending="")
+        lines = captured.get().splitlines()
+        self.stdout.write("\n".join(line.rstrip() for line in lines))
 
 
 def run_as_dict(run: WorkflowRun) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""A sample workflow: a text document, node by node, to a digest of it.
+
+Each node takes the state of the run and changes it; after each, the state is stored.
+"""
+
+import hashlib
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from workflow_storage import RunStatus, StorageBackend, WorkflowRun
+
+WORKFLOW_NAME = "document-digest"
+
+State = dict[str, Any]
+Node = Callable[[State, bytes], None]
+
+_HEADING = re.compile(rb"^#{1,6} +(.+?)\s*$", re.MULTILINE)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_SENTENCE = re.compile(r"[A-Z][^.!?|`#]{20,200}[.!?](?=\s|$)")
+_COMMON = frozenset(
+    [
+        "and",
+        "are",
+        "for",
+        "from",
+        "has",
+        "have",
+        "its",
+        "not",
+        "one",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "this",
+        "was",
+        "which",
+        "with",
+        "you",
+    ]
+)
+
+
+def load(state: State, document: bytes) -> None:
+    """Note what the document is."""
+    state["bytes"] = len(document)
+    state["sha256"] = hashlib.sha256(document).hexdigest()
+
+
+def split(state: State, document: bytes) -> None:
+    """Find the sections: from a Markdown heading to the next one, as byte offsets."""
+    headings = [(match.start(), match[1]) for match in _HEADING.finditer(document)]
+    if not headings or headings[0][0] > 0:
+        headings.insert(0, (0, b"(beginning)"))
+    ends = [start for start, _ in headings[1:]] + [len(document)]
+    state["sections"] = [
+        {"title": title.decode(errors="replace"), "start": start, "end": end}
+        for (start, title), end in zip(headings, ends, strict=True)
+    ]
+
+
+def statistics(number: int) -> Node:
+    """Make the node that counts what is in one section."""
+
+    def count(state: State, document: bytes) -> None:
+        section = state["sections"][number]
+        words = _WORD.findall(_text(section, document))
+        section["words"] = len(words)
+        section["longest_word"] = max(words, key=len, default="")
+
+    return count
+
+
+def keywords(state: State, document: bytes) -> None:
+    """Find the words that stand out."""
+    words = Counter(
+        word.lower()
+        for section in state["sections"]
+        for word in _WORD.findall(_text(section, document))
+    )
+    state["keywords"] = [
+        word for word, _ in words.most_common() if len(word) > 2 and word not in _COMMON
+    ][:8]
+
+
+def digest(state: State, document: bytes) -> None:
+    """Take the first sentence of each of the longest sections."""
+    longest = sorted(state["sections"], key=lambda section: -section["words"])[:3]
+    sentences = [_SENTENCE.search(_text(section, document)) for section in longest]
+    state["digest"] = [" ".join(match[0].split()) for match in sentences if match]
+
+
+def nodes(state: State) -> Iterator[tuple[str, Node]]:
+    """Give the nodes in their order; how many there are depends on the document."""
+    yield "load", load
+    yield "split", split
+    for number in range(len(state["sections"])):
+        yield f"statistics-{number + 1}", statistics(number)
+    yield "keywords", keywords
+    yield "digest", digest
+
+
+def start(backend: StorageBackend, document: Path) -> WorkflowRun:
+    """Digest a document in a new run; an exception fails the run, and goes on its way."""
+    run = WorkflowRun(
+        workflow_name=WORKFLOW_NAME,
+        status=RunStatus.RUNNING,
+        inputs={"document": str(document)},
+    )
+    backend.runs.add(run)
+    _go_on(backend, run.id, document, {}, None)
+    return run
+
+
+def resume(backend: StorageBackend, run_id: str, document: Path) -> None:
+    """Go on with a failed run from its last checkpoint."""
+    backend.runs.update_status(
+        run_id, RunStatus.RUNNING, expected=RunStatus.FAILED, error_message=None
+    )
+    checkpoint = backend.states.get_latest_checkpoint(run_id)
+    state = checkpoint["state_data"] if checkpoint else {}
+    _go_on(backend, run_id, document, state, checkpoint["node_id"] if checkpoint else None)
+
+
+def _go_on(
+    backend: StorageBackend, run_id: str, document: Path, state: State, done: str | None
+) -> None:
+    runs, states = backend
+    try:
+        content = document.read_bytes()
+        remaining = nodes(state)
+        while done is not None and next(remaining)[0] != done:
+            pass
+        for node_id, node in remaining:
+            node(state, content)
+            states.save_state(run_id, state, node_id)
+    except Exception:
+        runs.update_status(
+            run_id,
+            RunStatus.FAILED,
+            expected=RunStatus.RUNNING,
+            error_message=traceback.format_exc(),
+        )
+        raise
+    outputs = {
+        "sections": len(state["sections"]),
+        "words": sum(section["words"] for section in state["sections"]),
+        "keywords": state["keywords"],
+        "digest": state["digest"],
+    }
+    runs.update_status(run_id, RunStatus.COMPLETED, expected=RunStatus.RUNNING, outputs=outputs)
+
+
+def _text(section: State, document: bytes) -> str:
+    return document[section["start"] : section["end"]].decode()
