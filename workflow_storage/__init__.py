@@ -12,10 +12,12 @@ if TYPE_CHECKING:
         AbstractExecutionStateRepository,
         AbstractWorkflowRunRepository,
         Checkpoint,
+        StateWriter,
         StorageBackend,
     )
     from workflow_storage.config import GlobalConfig, StorageConfig
     from workflow_storage.exceptions import (
+        DamagedStateError,
         InvalidFieldError,
         InvalidPayloadError,
         InvalidStatusError,
@@ -36,10 +38,12 @@ _MODULES = {
         "AbstractExecutionStateRepository",
         "AbstractWorkflowRunRepository",
         "Checkpoint",
+        "StateWriter",
         "StorageBackend",
     ),
     "config": ("GlobalConfig", "StorageConfig"),
     "exceptions": (
+        "DamagedStateError",
         "InvalidFieldError",
         "InvalidPayloadError",
         "InvalidStatusError",
@@ -62,6 +66,7 @@ __all__ = [
     "AbstractExecutionStateRepository",
     "AbstractWorkflowRunRepository",
     "Checkpoint",
+    "DamagedStateError",
     "ExecutionState",
     "GlobalConfig",
     "InvalidFieldError",
@@ -70,6 +75,7 @@ __all__ = [
     "RunAlreadyExistsError",
     "RunNotFoundError",
     "RunStatus",
+    "StateWriter",
     "StatusConflictError",
     "StorageBackend",
     "StorageConfig",

@@ -360,6 +360,13 @@ class AbstractExecutionStateRepository(ABC):
             RunNotFoundError: if there is no such run.
         """
 
+    def writer(self, run_id: str) -> StateWriter:
+        """Give an object that appends checkpoints to one run, for whoever writes many.
+
+        A backend can override it with one that remembers what it wrote.
+        """
+        return StateWriter(self, run_id)
+
     def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
         """Give the newest state of a run, or None if there is none."""
         checkpoint = self.get_latest_checkpoint(run_id)
@@ -402,6 +409,26 @@ class AbstractExecutionStateRepository(ABC):
     async def aget_state_history(self, run_id: str) -> list[Checkpoint]:
         """Async twin of `get_state_history`."""
         return await sync_to_async(self.get_state_history, thread_sensitive=True)(run_id)
+
+
+class StateWriter:
+    """Appends checkpoints to one run; for one thread at a time.
+
+    Attributes:
+        run_id: which run.
+    """
+
+    def __init__(self, states: AbstractExecutionStateRepository, run_id: str) -> None:
+        self.run_id = run_id
+        self._store = states
+
+    def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
+        """Do what `AbstractExecutionStateRepository.save_state` does, for this run."""
+        return self._store.save_state(self.run_id, state_data, node_id)
+
+    async def asave_state(self, state_data: dict[str, Any], node_id: str) -> int:
+        """Async twin of `save_state`."""
+        return await sync_to_async(self.save_state, thread_sensitive=True)(state_data, node_id)
 
 
 class StorageBackend(NamedTuple):

@@ -1,6 +1,16 @@
-"""State and payload <-> JSON text, exactly; pure functions for fields and backends."""
+"""State <-> JSON text <-> bytes, whole or as a delta; pure functions for fields and backends.
+
+A state is stored whole, as its JSON text, or as a delta: a zstd frame (RFC 8878) that was
+compressed with the text of an earlier state, its base, as prefix. The base of step i is
+step ``i & (i - 1)``, which clears the lowest bit that is set: the skip-deltas of
+Subversion's FSFS (subversion/libsvn_fs_fs/structure). So any state is rebuilt from at most
+``log2(i) + 1`` stored ones, and a state that grows at each step is near its own size in
+total, rather than near the square of the number of steps.
+"""
 
 import json
+import sys
+from collections.abc import Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -8,6 +18,19 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+SMALL_STATE = 4096
+"""Bytes up to which a state is stored whole: readable in SQL, and read at once."""
+
+_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1; no JSON text begins with it
+_LEVEL = 3  # above it the time doubles for some percent of the size
+_MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
+_INDEXED_BYTES = 1 << 20  # how much of a prefix level 3 looks for matches in
 
 # datetime is a date.
 _WITH_JSON_FORM = (date, time, timedelta, Decimal, UUID, BaseModel)
@@ -70,3 +93,103 @@ def load_json(text: str | bytes) -> Any:
             "the stored JSON is nested too deeply for this Python; "
             "raise sys.setrecursionlimit() and read it again"
         ) from exc
+
+
+def base_step(step: int) -> int:
+    """Give the step whose state is the base of this one: 0 for a power of two, and so on."""
+    return step & (step - 1)
+
+
+def chain_steps(step: int) -> list[int]:
+    """Give the steps whose stored states rebuild a state.
+
+    Returns:
+        The step, its base, the base's base, down to 0: at most ``log2(step) + 2`` steps.
+    """
+    steps = [step]
+    while step:
+        step = base_step(step)
+        steps.append(step)
+    return steps
+
+
+def is_delta(stored: bytes) -> bool:
+    """Whether a stored state is a delta, rather than JSON text."""
+    return stored.startswith(_MAGIC)
+
+
+def encode_state(state: bytes, base: bytes | None) -> bytes:
+    """Encode the JSON text of a state for storing, against the JSON text of its base.
+
+    Args:
+        state: JSON text.
+        base: the JSON text of the base, or None if there is none.
+
+    Returns:
+        A delta, or the state itself where it is small or a delta would not pay.
+    """
+    if base is None or len(state) <= SMALL_STATE:
+        return state
+    parameter = zstd.CompressionParameter
+    size = len(base) + len(state)
+    options: dict[int, int] = {
+        parameter.compression_level: _LEVEL,
+        parameter.checksum_flag: 1,
+        parameter.window_log: max(10, min(_MAX_WINDOW_LOG, size.bit_length())),
+    }
+    if len(base) >= _INDEXED_BYTES // 2:
+        # zstd indexes only the last 8 << hash_log bytes of a prefix (ZSTD_loadDictionaryContent
+        # in lib/compress/zstd_compress.c), and would find nothing in what comes before.
+        options[parameter.hash_log] = (len(base) // 8).bit_length()
+    delta = zstd.compress(state, options=options, zstd_dict=_prefix(base))
+    return delta if len(delta) * 4 < len(state) * 3 else state
+
+
+def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
+    """Rebuild the JSON text of a state.
+
+    Args:
+        stored: what is stored for the steps of `chain_steps`, by step; steps below one
+            that is stored whole may be missing.
+        step: which state.
+
+    Returns:
+        JSON text.
+
+    Raises:
+        ValueError: if a step that is needed is missing, or was damaged.
+    """
+    chain = []
+    for link in chain_steps(step):
+        if link not in stored:
+            raise ValueError(f"the state of step {link}, which it is based on, is missing")
+        chain.append(link)
+        if not is_delta(stored[link]):
+            break
+    else:
+        raise ValueError("the state of step 0 is a delta, which has nothing to be based on")
+    state = stored[chain.pop()]
+    for link in reversed(chain):
+        state = apply_delta(stored[link], state)
+    return state
+
+
+def apply_delta(delta: bytes, base: bytes) -> bytes:
+    """Rebuild the JSON text of a state from a delta and the JSON text of its base.
+
+    Raises:
+        ValueError: if either is not what it was; zstd's checksum of the state tells.
+    """
+    decompressor = zstd.ZstdDecompressor(zstd_dict=_prefix(base))
+    try:
+        state = decompressor.decompress(delta)
+    except zstd.ZstdError as exc:
+        raise ValueError(f"its delta is damaged, or its base is: {exc}") from exc
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("its delta is damaged: it does not end where it should")
+    return state
+
+
+def _prefix(base: bytes) -> "tuple[zstd.ZstdDict, int] | None":
+    # zstd takes no shorter dictionary; one that short would not help, either.
+    return zstd.ZstdDict(base, is_raw=True).as_prefix if len(base) >= 8 else None

@@ -1,13 +1,15 @@
 """The schema: one row a run, one row a checkpoint; read and written by backends/orm.py."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.encoding import load_json
+from workflow_storage.encoding import chain_steps, decode_state, is_delta, load_json
+from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
 from workflow_storage.status import RunStatus
 
@@ -100,7 +102,65 @@ class ExecutionState(models.Model):
 
     @property
     def state_data(self) -> dict[str, Any]:
-        """The state as a dict, however it is stored."""
-        assert self.state_json is not None
-        state: dict[str, Any] = load_json(self.state_json)
-        return state
+        """The state as a dict, however it is stored; a delta takes one more query.
+
+        Raises:
+            DamagedStateError: if what is stored cannot be rebuilt.
+        """
+        text = self.stored if self.state_delta is None else self.rebuilt()
+        return loaded_state(self, text)
+
+    @property
+    def stored(self) -> bytes:
+        """What is stored, as `workflow_storage.encoding` takes it: JSON text or a delta."""
+        # Some drivers give a memoryview.
+        return (
+            self.state_json.encode()
+            if self.state_json is not None
+            else bytes(self.state_delta or b"")
+        )
+
+    @stored.setter
+    def stored(self, stored: bytes) -> None:
+        delta = is_delta(stored)
+        self.state_json = None if delta else stored.decode()
+        self.state_delta = stored if delta else None
+
+    def rebuilt(self) -> bytes:
+        """Give the JSON text of a delta, reading the states that it is based on."""
+        chain = ExecutionState._base_manager.using(self._state.db).filter(
+            run_id=self.run_id, step__in=chain_steps(self.step)
+        )
+        return rebuilt_state(self.run_id, self.step, chain)
+
+
+def rebuilt_state(run_id: str, step: int, chain: Iterable[ExecutionState]) -> bytes:
+    """Give the JSON text of a state.
+
+    Args:
+        run_id: for the error.
+        step: which state.
+        chain: the stored states of `workflow_storage.encoding.chain_steps`.
+
+    Raises:
+        DamagedStateError: if what is stored cannot be rebuilt.
+    """
+    try:
+        return decode_state({state.step: state.stored for state in chain}, step)
+    except ValueError as exc:
+        raise DamagedStateError(run_id, step, str(exc)) from exc
+
+
+def loaded_state(state: ExecutionState, text: bytes) -> dict[str, Any]:
+    """Give the dict of a state from its JSON text.
+
+    Raises:
+        DamagedStateError: if it is not that of a state.
+    """
+    try:
+        data = load_json(text)
+    except ValueError as exc:
+        raise DamagedStateError(state.run_id, state.step, str(exc)) from exc
+    if not isinstance(data, dict):
+        raise DamagedStateError(state.run_id, state.step, "it is no JSON object")
+    return data

@@ -21,6 +21,7 @@ Needs pytest and hypothesis, which are in the extra ``test``.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import math
@@ -123,6 +124,31 @@ AWKWARD_VALUES = [
 ]
 
 
+# No two slices of it are alike.
+_PROSE = "".join(chr(0x20 + number * number * number % 0x24F) for number in range(40_000))
+
+StateChange = tuple[str, int, bool]
+state_changes = st.tuples(
+    st.sampled_from(["grow", "grow", "grow", "edit", "shrink", "replace", "clear"]),
+    st.integers(0, 20_000),
+    st.booleans(),
+)
+
+
+def changed_state(state: dict[str, Any], change: str, size: int) -> dict[str, Any]:
+    """Give the next state of a run: one that grew, or changed otherwise, by a size in bytes."""
+    prose = _PROSE[size : 2 * size]
+    messages = list(state.get("messages", []))
+    if change == "grow":
+        return {**state, "messages": [*messages, prose]}
+    if change == "edit" and messages:
+        messages[len(messages) // 2] = prose[:100]
+        return {**state, "messages": messages}
+    if change == "shrink":
+        return {**state, "messages": messages[: len(messages) // 2]}
+    return {"other": prose} if change == "replace" else {}
+
+
 def new_run(workflow_name: str = "contract", **fields: Any) -> WorkflowRun:
     """Make a run that is not stored yet."""
     return WorkflowRun(workflow_name=workflow_name, **fields)
@@ -190,11 +216,17 @@ def outcome(work: Callable[[], object]) -> str:
 def _save_states(
     open_backend: Callable[[], StorageBackend], run_id: str, writer: int, count: int
 ) -> list[int]:
+    """Save states large enough to be based on one another, half of them by a writer."""
     states = open_backend().states
-    return [
-        states.save_state(run_id, {"writer": writer, "count": number}, f"writer-{writer}")
-        for number in range(count)
-    ]
+    state_writer = states.writer(run_id)
+    steps = []
+    for number in range(count):
+        state = {"writer": writer, "count": number, "text": "text " * 1000}
+        if number % 2:
+            steps.append(states.save_state(run_id, state, f"writer-{writer}"))
+        else:
+            steps.append(state_writer.save_state(state, f"writer-{writer}"))
+    return steps
 
 
 class RunsContract:
@@ -963,6 +995,29 @@ class StatesContract:
         assert json.dumps(stored) == in_json(states)
         assert json.dumps(backend.states.get_latest_state(run.id)) == in_json(states[-1])
 
+    @settings(against_the_store, max_examples=15)
+    @given(changes=st.lists(state_changes, min_size=1, max_size=20))
+    def test_large_states_that_change_in_any_way_come_back_equal(
+        self, backend: StorageBackend, changes: list[StateChange]
+    ) -> None:
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        states: list[dict[str, Any]] = []
+        for change, size, remembers in changes:
+            states.append(changed_state(states[-1] if states else {}, change, size))
+            save = (
+                writer.save_state
+                if remembers
+                else functools.partial(backend.states.save_state, run.id)
+            )
+            assert save(states[-1], "node") == len(states) - 1
+
+        history = backend.states.get_state_history(run.id)
+        assert [checkpoint["state_data"] for checkpoint in history] == states
+        for checkpoint in history:
+            assert backend.states.get_state(run.id, checkpoint["step"]) == checkpoint
+        assert backend.states.get_latest_state(run.id) == states[-1]
+
     def test_deeply_nested_states_come_back_equal(self, backend: StorageBackend) -> None:
         run = stored_run(backend)
         backend.states.save_state(run.id, nested(500), "node")
@@ -1012,6 +1067,68 @@ class StatesContract:
         assert backend.states.get_latest_state(run.id) == {"n": 10}
         assert len(backend.states.get_state_history(other.id)) == 10
 
+    @pytest.mark.parametrize("keep_last", [1, 2, 7, 16, 19])
+    def test_delete_states_keeps_large_states_readable_and_the_history_growing(
+        self, backend: StorageBackend, keep_last: int
+    ) -> None:
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        state: dict[str, Any] = {}
+        states = []
+        for number in range(60):
+            state = changed_state(state, "grow", 1000 + number)
+            states.append(state)
+            save = (
+                writer.save_state
+                if number % 3
+                else functools.partial(backend.states.save_state, run.id)
+            )
+            assert save(state, "node") == number
+            if number % 20 == 19:
+                backend.states.delete_states(run.id, keep_last=keep_last)
+                history = backend.states.get_state_history(run.id)
+                assert [kept["step"] for kept in history] == list(
+                    range(number + 1 - keep_last, number + 1)
+                )
+                assert [kept["state_data"] for kept in history] == states[-keep_last:]
+
+        first = 60 - keep_last
+        for step in range(60):
+            checkpoint = backend.states.get_state(run.id, step)
+            assert (checkpoint is not None) == (step >= first)
+            if checkpoint is not None:
+                assert checkpoint["state_data"] == states[step]
+
+    def test_a_writer_notices_that_the_run_was_written_to_and_begun_anew(
+        self, backend: StorageBackend
+    ) -> None:
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        for number in range(5):
+            writer.save_state(changed_state({}, "grow", 6000 + number), "writer")
+        backend.states.delete_states(run.id)
+        for number in range(5):
+            backend.states.save_state(run.id, changed_state({}, "grow", 7000 + number), "other")
+
+        assert writer.save_state(changed_state({}, "grow", 8000), "writer") == 5
+        assert backend.states.save_state(run.id, changed_state({}, "grow", 8001), "other") == 6
+        assert writer.save_state(changed_state({}, "grow", 8002), "writer") == 7
+
+        sizes = [7000, 7001, 7002, 7003, 7004, 8000, 8001, 8002]
+        assert [
+            checkpoint["state_data"] for checkpoint in backend.states.get_state_history(run.id)
+        ] == [changed_state({}, "grow", size) for size in sizes]
+
+    def test_a_writer_of_an_unknown_or_deleted_run_raises(self, backend: StorageBackend) -> None:
+        with pytest.raises(RunNotFoundError):
+            backend.states.writer("gone").save_state({}, "node")
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        writer.save_state({}, "node")
+        backend.runs.delete(run.id)
+        with pytest.raises(RunNotFoundError):
+            writer.save_state({}, "node")
+
     def test_delete_states_of_an_unknown_run_raises(self, backend: StorageBackend) -> None:
         with pytest.raises(RunNotFoundError):
             backend.states.delete_states("gone")
@@ -1057,7 +1174,8 @@ class ConcurrencyContract:
         for writer, own_steps in enumerate(steps):
             assert own_steps == sorted(own_steps)
             for count, step in enumerate(own_steps):
-                assert history[step]["state_data"] == {"writer": writer, "count": count}
+                state = history[step]["state_data"]
+                assert (state["writer"], state["count"]) == (writer, count)
 
     def test_of_concurrent_adds_of_one_id_one_succeeds(self, backend: StorageBackend) -> None:
         outcomes = in_threads(
@@ -1149,7 +1267,8 @@ class AsyncContract:
             history = await states.aget_state_history(run.id)
             assert [checkpoint["step"] for checkpoint in history] == [0, 1, 2]
             assert [found async for found in states.aiter_state_history(run.id)] == history
-            assert await states.adelete_states(run.id, keep_last=1) == 2
+            assert await states.writer(run.id).asave_state({"n": 3}, "node") == 3
+            assert await states.adelete_states(run.id, keep_last=1) == 3
 
         async_to_sync(use)()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 import django.db
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import (
+    BigIntegerField,
     DateTimeField,
     DurationField,
     ExpressionWrapper,
@@ -29,8 +31,17 @@ from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Checkpoint,
     RunFilters,
+    StateWriter,
+)
+from workflow_storage.encoding import (
+    SMALL_STATE,
+    apply_delta,
+    base_step,
+    chain_steps,
+    encode_state,
 )
 from workflow_storage.exceptions import (
+    DamagedStateError,
     InvalidFieldError,
     RunAlreadyExistsError,
     RunNotFoundError,
@@ -39,7 +50,7 @@ from workflow_storage.exceptions import (
     StorageUnavailableError,
     TablesMissingError,
 )
-from workflow_storage.models import ExecutionState, WorkflowRun
+from workflow_storage.models import ExecutionState, WorkflowRun, loaded_state, rebuilt_state
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
@@ -63,6 +74,8 @@ from workflow_storage.validation import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime, timedelta
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -391,10 +404,101 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         alias: the database's name in DATABASES.
     """
 
-    @_translates_errors
     def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        text = valid_state(state_data)
+        return self.writer(run_id).save_state(state_data, node_id)
+
+    def writer(self, run_id: str) -> DjangoStateWriter:
+        """See `AbstractExecutionStateRepository.writer`."""
+        return DjangoStateWriter(self, run_id)
+
+    @_translates_errors
+    def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
+        return _first_checkpoint(self._states_of(run_id).order_by("-step"))
+
+    @_translates_errors
+    def get_state(self, run_id: str, step: int) -> Checkpoint | None:
+        """See `AbstractExecutionStateRepository.get_state`."""
+        return _first_checkpoint(self._states_of(run_id).filter(step=step))
+
+    def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
+        """See `AbstractExecutionStateRepository.iter_state_history`."""
+        texts: dict[int, bytes] = {}
+        last_step = -1
+        while page := self._history_page(run_id, last_step):
+            for state in page:
+                text = self._rebuilt(state, texts)
+                if text is not None:
+                    remember(texts, state.step, text)
+                    yield _checkpoint(state, loaded_state(state, text))
+            last_step = page[-1].step
+
+    @_translates_errors
+    def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
+        """See `AbstractExecutionStateRepository.delete_states`."""
+        valid_count("keep_last", keep_last)
+        with transaction.atomic(using=self.alias):
+            self._lock(run_id)
+            states = self._states_of(run_id)
+            newest = states.order_by("-step").values_list("step", flat=True).first()
+            if newest is None:
+                return 0
+            first = newest + 1 - keep_last
+            if keep_last:
+                self._make_whole(states, first, newest)
+            return states.filter(step__lt=first).delete()[0]
+
+    def _make_whole(self, states: QuerySet[ExecutionState], first: int, newest: int) -> None:
+        """Store those states whole whose bases come before the first that is kept."""
+        for step in range(first, newest + 1):
+            # Few of them: the lowest bit that is set grows from one to the next.
+            if base_step(step) < first:
+                for state in states.filter(step=step, state_delta__isnull=False):
+                    state.stored = state.rebuilt()
+                    state.save(using=self.alias, update_fields=["state_json", "state_delta"])
+
+    @_translates_errors
+    def _history_page(self, run_id: str, after_step: int) -> list[ExecutionState]:
+        states = self._states_of(run_id).filter(step__gt=after_step).order_by("step")
+        return list(states[:STATES_PAGE])
+
+    @_translates_errors
+    def _rebuilt(self, state: ExecutionState, texts: dict[int, bytes]) -> bytes | None:
+        """Give the JSON text of a state, from that of its base if it is among the texts.
+
+        Returns:
+            The text; None if the state has been deleted since it was read.
+        """
+        if state.state_delta is None:
+            return state.stored
+        base = base_step(state.step)
+        try:
+            if base in texts:
+                return apply_delta(state.stored, texts[base])
+        except ValueError as exc:
+            raise DamagedStateError(state.run_id, state.step, str(exc)) from exc
+        chain = list(self._states_of(state.run_id).filter(step__in=chain_steps(state.step)))
+        if all(link.pk != state.pk for link in chain):
+            return None
+        return rebuilt_state(state.run_id, state.step, chain)
+
+
+class DjangoStateWriter(_DjangoRepository, StateWriter):
+    """Appends checkpoints to one run, and remembers the states that the next is based on."""
+
+    def __init__(self, states: DjangoExecutionStateRepository, run_id: str) -> None:
+        super().__init__(states.alias)
+        self.run_id = run_id
+        self._repository = states
+        self._next = 0
+        self._texts: dict[int, bytes] = {}
+        self._row_ids: dict[int, int] = {}
+
+    @_translates_errors
+    def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
+        """See `AbstractExecutionStateRepository.save_state`."""
+        text = valid_state(state_data).encode()
         valid_name("node_id", node_id, MAX_NODE_ID)
         # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
         # the step can be taken when it is inserted; a SQLite transaction that begins by
@@ -404,78 +508,101 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
             try:
                 with transaction.atomic(using=self.alias):
                     if lock_first:
-                        self._lock(run_id)
-                    step = self._next_step(run_id)
-                    self._states.create(run_id=run_id, step=step, node_id=node_id, state_json=text)
-                return step
+                        self._lock(self.run_id)
+                    state = self._append(text, node_id)
+                break
             except IntegrityError:
                 if lock_first:
                     raise
                 lock_first = True
-
-    @_translates_errors
-    def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
-        """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
-        return self._first_checkpoint(self._states_of(run_id).order_by("-step"))
-
-    @_translates_errors
-    def get_state(self, run_id: str, step: int) -> Checkpoint | None:
-        """See `AbstractExecutionStateRepository.get_state`."""
-        return self._first_checkpoint(self._states_of(run_id).filter(step=step))
-
-    def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
-        """See `AbstractExecutionStateRepository.iter_state_history`."""
-        last_step = -1
-        while page := self._history_page(run_id, last_step):
-            yield from page
-            last_step = page[-1]["step"]
-
-    @_translates_errors
-    def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
-        """See `AbstractExecutionStateRepository.delete_states`."""
-        valid_count("keep_last", keep_last)
-        with transaction.atomic(using=self.alias):
-            self._lock(run_id)
-            end = self._next_step(run_id) - keep_last
-            return self._states_of(run_id).filter(step__lt=end).delete()[0]
+        self._remember(state, text)
+        return state.step
 
     def _begins_without_lock(self) -> bool:
         connection = connections[self.alias]
         options = connection.settings_dict["OPTIONS"]
         return connection.vendor == "sqlite" and not begins_immediately(options)
 
-    def _next_step(self, run_id: str) -> int:
-        """Lock a run and give its next step, in one statement.
+    def _append(self, text: bytes, node_id: str) -> ExecutionState:
+        step, base_id = self._next_step()
+        state = ExecutionState(run_id=self.run_id, step=step, node_id=node_id)
+        state.stored = encode_state(text, self._base(step, base_id, len(text)))
+        state.save(using=self.alias, force_insert=True)
+        return state
+
+    def _next_step(self) -> tuple[int, int | None]:
+        """Lock the run and give its next step, in one statement.
+
+        Returns:
+            The step, and the row id of the state that would be its base if it is the step
+            that this writer expects.
 
         Raises:
             RunNotFoundError: if there is no such run.
         """
-        newest_state = self._states.filter(run_id=OuterRef("pk")).order_by("-step")
-        last_steps = self._locked(self._run(run_id)).values_list(
-            Subquery(newest_state.values("step")[:1], output_field=IntegerField()), flat=True
+        states = self._states.filter(run_id=OuterRef("pk"))
+        newest = states.order_by("-step").values("step")[:1]
+        base = states.filter(step=base_step(self._next)).values("id")[:1]
+        rows = self._locked(self._run(self.run_id)).values_list(
+            Subquery(newest, output_field=IntegerField()),
+            Subquery(base, output_field=BigIntegerField()),
         )
-        for last_step in last_steps:
-            return 0 if last_step is None else last_step + 1
-        raise RunNotFoundError(run_id)
+        for last_step, base_id in rows:
+            return (0 if last_step is None else last_step + 1), base_id
+        raise RunNotFoundError(self.run_id)
 
-    @_translates_errors
-    def _history_page(self, run_id: str, after_step: int) -> list[Checkpoint]:
-        states = self._states_of(run_id).filter(step__gt=after_step).order_by("step")
-        return self._checkpoints(states[:STATES_PAGE])
+    def _base(self, step: int, base_id: int | None, size: int) -> bytes | None:
+        """Give the JSON text of the base of a step: remembered, if the row is still that row."""
+        if step == 0 or size <= SMALL_STATE:
+            return None
+        base = base_step(step)
+        if step != self._next or base_id is None or self._row_ids.get(base) != base_id:
+            # Somebody else wrote to the run, or deleted from it, or this is the first time.
+            self._reload(base)
+        return self._texts.get(base)
 
-    def _first_checkpoint(self, states: QuerySet[ExecutionState]) -> Checkpoint | None:
-        return next(iter(self._checkpoints(states[:1])), None)
+    def _reload(self, step: int) -> None:
+        """Remember a state and all that it is based on; nothing if it cannot be rebuilt."""
+        self._texts.clear()
+        self._row_ids.clear()
+        chain = self._states_of(self.run_id).filter(step__in=chain_steps(step))
+        for state in chain.order_by("step"):
+            try:
+                text = self._repository._rebuilt(state, self._texts)
+            except DamagedStateError:
+                # The new state is then stored whole, and the run goes on.
+                logger.exception("A state cannot serve as a base")
+                continue
+            if text is not None:
+                self._texts[state.step] = text
+                self._row_ids[state.step] = state.pk
 
-    def _checkpoints(self, states: QuerySet[ExecutionState]) -> list[Checkpoint]:
-        return [
-            Checkpoint(
-                step=state.step,
-                node_id=state.node_id,
-                state_data=state.state_data,
-                created_at=state.created_at,
-            )
-            for state in states
-        ]
+    def _remember(self, state: ExecutionState, text: bytes) -> None:
+        remember(self._texts, state.step, text)
+        remember(self._row_ids, state.step, state.pk)
+        self._next = state.step + 1
+
+
+def remember(values: dict[int, _R], step: int, value: _R) -> None:
+    """Keep a value for a step, and of the earlier ones those that later steps are based on."""
+    values[step] = value
+    for unneeded in values.keys() - set(chain_steps(step)):
+        del values[unneeded]
+
+
+def _first_checkpoint(states: QuerySet[ExecutionState]) -> Checkpoint | None:
+    for state in states[:1]:
+        return _checkpoint(state, state.state_data)
+    return None
+
+
+def _checkpoint(state: ExecutionState, state_data: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        step=state.step,
+        node_id=state.node_id,
+        state_data=state_data,
+        created_at=state.created_at,
+    )
 
 
 class _Seconds(Func):

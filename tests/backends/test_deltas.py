@@ -1,0 +1,182 @@
+"""States as the databases hold them: whole or as a delta, damaged, and pruned by a crash."""
+
+import subprocess
+import sys
+
+import pytest
+from django.db import connections
+from django.db.models.functions import Length
+
+from workflow_storage import DamagedStateError, ExecutionState
+from workflow_storage.testing import changed_state, stored_run
+
+PROSE = 3000
+
+
+@pytest.fixture
+def run(sql_backend):
+    """A run with 100 states, each of which adds some prose to the one before."""
+    run = stored_run(sql_backend)
+    writer = sql_backend.states.writer(run.id)
+    state = {}
+    for number in range(100):
+        state = changed_state(state, "grow", PROSE + number)
+        writer.save_state(state, f"node-{number}")
+    return run
+
+
+def states_of(backend, run):
+    return ExecutionState.objects.using(backend.states.alias).filter(run_id=run.id)
+
+
+def queries_of(alias, call):
+    queries = []
+
+    def collect(execute, sql, params, many, context):
+        queries.append(sql)
+        return execute(sql, params, many, context)
+
+    with connections[alias].execute_wrapper(collect):
+        call()
+    return queries
+
+
+def test_states_that_grow_are_stored_as_deltas(sql_backend, run):
+    states = states_of(sql_backend, run)
+    first = states.get(step=0)
+    assert (first.state_json is None, first.state_delta) == (False, None)
+    assert states.filter(state_delta__isnull=False).count() > 95
+
+    stored = sum(
+        whole or delta
+        for whole, delta in states.values_list(Length("state_json"), Length("state_delta"))
+    )
+    last = sql_backend.states.get_latest_state(run.id)
+    assert stored < 3 * len(str(last))
+
+
+def test_reading_takes_one_query_for_a_chain_and_none_for_each_state(sql_backend, run):
+    alias, states = sql_backend.states.alias, sql_backend.states
+
+    assert len(queries_of(alias, lambda: states.get_latest_state(run.id))) == 2
+    assert len(queries_of(alias, lambda: states.get_state(run.id, 63))) == 2
+    assert len(queries_of(alias, lambda: states.get_state(run.id, 0))) == 1
+    assert len(queries_of(alias, lambda: states.get_state_history(run.id))) == 100 // 16 + 2
+
+
+def test_writing_reads_a_base_only_where_it_is_not_remembered(sql_backend, run):
+    alias, states = sql_backend.states.alias, sql_backend.states
+    state = states.get_latest_state(run.id)
+    writer = states.writer(run.id)
+
+    def statements(save):
+        return [
+            sql.split()[0]
+            for sql in queries_of(alias, save)
+            if not sql.startswith(("BEGIN", "SAVEPOINT", "RELEASE"))
+        ]
+
+    first = statements(lambda: writer.save_state(state, "node"))
+    assert first == ["SELECT", "SELECT", "INSERT"]
+    for _ in range(40):
+        assert statements(lambda: writer.save_state(state, "node")) == ["SELECT", "INSERT"]
+    assert statements(lambda: states.save_state(run.id, state, "node")) == first
+    assert statements(lambda: writer.save_state(state, "node")) == first
+
+
+def test_the_model_gives_the_state_however_it_is_stored(sql_backend, run):
+    for step in (0, 1, 63, 64, 99):
+        state = states_of(sql_backend, run).get(step=step)
+        checkpoint = sql_backend.states.get_state(run.id, step)
+        assert state.state_data == checkpoint["state_data"]
+
+
+def damage(backend, run, step, **columns):
+    assert states_of(backend, run).filter(step=step).update(**columns) == 1
+
+
+def test_a_damaged_delta_is_an_error_that_names_run_and_step(sql_backend, run):
+    delta = bytes(states_of(sql_backend, run).get(step=99).state_delta)
+    for position in range(5, len(delta), max(1, len(delta) // 30)):
+        flipped = bytearray(delta)
+        flipped[position] ^= 0x10
+        damage(sql_backend, run, 99, state_delta=bytes(flipped))
+
+        with pytest.raises(DamagedStateError, match=f"{run.id} at step 99 cannot be rebuilt"):
+            sql_backend.states.get_latest_state(run.id)
+
+    with pytest.raises(DamagedStateError, match="at step 99"):
+        sql_backend.states.get_state_history(run.id)
+    with pytest.raises(DamagedStateError, match="at step 99"):
+        _ = states_of(sql_backend, run).get(step=99).state_data
+    assert sql_backend.states.get_state(run.id, 98) is not None
+
+
+def test_a_damaged_base_is_an_error_and_never_a_wrong_state(sql_backend, run):
+    whole = states_of(sql_backend, run).get(step=0).state_json
+    damage(sql_backend, run, 0, state_json=whole.replace("a", "b", 1))
+
+    for step in (1, 64, 99):
+        with pytest.raises(DamagedStateError, match=f"at step {step} "):
+            sql_backend.states.get_state(run.id, step)
+
+
+@pytest.mark.parametrize("text", ["", "{", '"text"', "[]", "null"])
+def test_a_whole_state_that_is_no_object_is_an_error(sql_backend, text):
+    run = stored_run(sql_backend)
+    sql_backend.states.save_state(run.id, {}, "node")
+    damage(sql_backend, run, 0, state_json=text)
+
+    with pytest.raises(DamagedStateError, match="at step 0"):
+        sql_backend.states.get_latest_state(run.id)
+
+
+def test_a_missing_base_is_an_error(sql_backend, run):
+    states_of(sql_backend, run).filter(step=64).delete()
+
+    with pytest.raises(DamagedStateError, match="step 64, which it is based on, is missing"):
+        sql_backend.states.get_latest_state(run.id)
+
+
+def test_a_run_with_a_damaged_state_goes_on_with_a_whole_one(sql_backend, run, caplog):
+    states_of(sql_backend, run).filter(step=99).update(state_delta=b"\x28\xb5\x2f\xfdnothing")
+    state = changed_state({}, "grow", 9000)
+
+    assert sql_backend.states.save_state(run.id, state, "node") == 100
+    assert sql_backend.states.get_latest_state(run.id) == state
+    damage(sql_backend, run, 0, state_json="damaged")
+    assert sql_backend.states.save_state(run.id, state, "node") == 101
+    assert sql_backend.states.get_latest_state(run.id) == state
+    assert "cannot serve as a base" in caplog.text
+
+
+KILLED = """
+import os, signal, sys
+from django.db import connections
+from workflow_storage import create_storage_backend
+url, run_id, statement = sys.argv[1:]
+backend = create_storage_backend(url)
+
+def kill(execute, sql, params, many, context):
+    if sql.startswith(statement):
+        result = execute(sql, params, many, context) if statement == "UPDATE" else None
+        os.kill(os.getpid(), signal.SIGKILL)
+    return execute(sql, params, many, context)
+
+with connections[backend.states.alias].execute_wrapper(kill):
+    backend.states.delete_states(run_id, keep_last=37)
+"""
+
+
+@pytest.mark.parametrize("statement", ["UPDATE", "DELETE"])
+def test_a_crash_while_states_are_deleted_loses_none(sql_backend, sql_url, run, statement):
+    before = sql_backend.states.get_state_history(run.id)
+
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, sql_url, run.id, statement], timeout=60, check=False
+    )
+
+    assert killed.returncode == -9
+    assert sql_backend.states.get_state_history(run.id) == before
+    assert sql_backend.states.delete_states(run.id, keep_last=37) == 63
+    assert sql_backend.states.get_state_history(run.id) == before[63:]
