@@ -249,7 +249,7 @@ def _migrate(alias: str) -> None:
     """Bring the tables of this package up to date; of several processes, one does it."""
     from django.db.migrations.executor import MigrationExecutor
 
-    from workflow_storage.backends.orm import _storage_error
+    from workflow_storage.backends.errors import storage_error
 
     try:
         connection: Any = connections[alias]
@@ -276,11 +276,11 @@ def _migrate(alias: str) -> None:
         except django.db.OperationalError as exc:
             # SQLite does not wait for its timeout to switch a new file to WAL.
             if "locked" not in str(exc) or time.monotonic() > deadline:
-                raise _storage_error(alias, exc) from exc
+                raise storage_error(alias, exc) from exc
             connection.close()
             time.sleep(0.05)
         except django.db.Error as exc:
-            raise _storage_error(alias, exc) from exc
+            raise storage_error(alias, exc) from exc
     if "workflow_runs" not in connection.introspection.table_names():
         raise ImproperlyConfigured(
             f"A router in DATABASE_ROUTERS forbids the tables of workflow_storage in {alias!r}. "

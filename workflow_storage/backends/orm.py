@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-import django.db
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import (
     BigIntegerField,
-    DateTimeField,
     DurationField,
     ExpressionWrapper,
     F,
@@ -22,10 +19,12 @@ from django.db.models import (
     Q,
     QuerySet,
     Subquery,
-    Value,
 )
+from django.db.models.expressions import Expression
 from django.utils import timezone
 
+from workflow_storage.backends.compiled import Parameter, Queries
+from workflow_storage.backends.errors import translates_errors
 from workflow_storage.base import (
     AbstractExecutionStateRepository,
     AbstractWorkflowRunRepository,
@@ -39,6 +38,7 @@ from workflow_storage.encoding import (
     base_step,
     chain_steps,
     encode_state,
+    is_delta,
 )
 from workflow_storage.exceptions import (
     DamagedStateError,
@@ -46,9 +46,6 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunNotFoundError,
     StatusConflictError,
-    StorageError,
-    StorageUnavailableError,
-    TablesMissingError,
 )
 from workflow_storage.models import ExecutionState, WorkflowRun, loaded_state, rebuilt_state
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
@@ -72,12 +69,11 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
 
 logger = logging.getLogger(__name__)
 
-_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 STATES_PAGE = 16
@@ -87,71 +83,13 @@ STATES_PAGE = 16
 MAX_BATCH = 10_000
 
 
-def _translates_errors(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a repository's method raise errors of the contract, never a driver's."""
-
-    @functools.wraps(method)
-    def translating(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return method(*args, **kwargs)
-        except django.db.Error as exc:
-            repository: Any = args[0]
-            raise _storage_error(repository.alias, exc) from exc
-
-    return translating
-
-
-# What the databases call a table or a column that is not there: PostgreSQL by SQLSTATE
-# (https://www.postgresql.org/docs/current/errcodes-appendix.html), MySQL and MariaDB by
-# error number, SQLite by text only.
-_MISSING_SQLSTATES = {"42P01", "42703"}
-_MISSING_ERRNOS = {1054, 1146}
-_MISSING_TEXTS = ("no such table", "no such column", "has no column named")
-# ER_NET_PACKET_TOO_LARGE, and what the client sees when the server hangs up over it.
-_PACKET_TOO_LARGE = 1153
-
-
-def _storage_error(alias: str, exc: django.db.Error) -> StorageError:
-    driver_error = exc.__cause__
-    number = exc.args[0] if exc.args else None
-    text = _without_password(alias, " ".join(str(exc).split()))
-    if (
-        getattr(driver_error, "sqlstate", None) in _MISSING_SQLSTATES
-        or number in _MISSING_ERRNOS
-        or any(missing in text for missing in _MISSING_TEXTS)
-    ):
-        return TablesMissingError(alias)
-    if number == _PACKET_TOO_LARGE:
-        return StorageError(
-            f"Database {alias!r} refuses a statement of this size: {text}. "
-            "Raise max_allowed_packet on the server, or store less in one state."
-        )
-    if not isinstance(exc, django.db.OperationalError | django.db.InterfaceError):
-        return StorageError(f"Database {alias!r} refused the operation: {text}")
-    connection = connections[alias]
-    if not connection.in_atomic_block:
-        # Outside of requests nobody else drops a broken connection, and every later call
-        # of this process would fail.
-        connection.close_if_unusable_or_obsolete()
-    advice = (
-        "Another process writes for longer than the timeout; try again, or raise "
-        "OPTIONS['timeout']."
-        if "locked" in text
-        else "Check that the server runs and that the settings of the database are right."
-    )
-    return StorageUnavailableError(f"Database {alias!r} is unavailable: {text}. {advice}")
-
-
-def _without_password(alias: str, text: str) -> str:
-    password = connections[alias].settings_dict.get("PASSWORD")
-    return text.replace(str(password), "***") if password else text
-
-
 class _DjangoRepository:
-    """What both repositories know: their database, and how to write to it."""
+    """What both repositories know: their database, and how to read and write it."""
 
     def __init__(self, alias: str = DEFAULT_DB_ALIAS) -> None:
         self.alias = alias
+        self._run_queries = Queries(WorkflowRun, alias)
+        self._state_queries = Queries(ExecutionState, alias)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.alias!r})"
@@ -164,11 +102,13 @@ class _DjangoRepository:
     def _states(self) -> QuerySet[ExecutionState]:
         return ExecutionState._base_manager.using(self.alias)
 
-    def _run(self, run_id: str) -> QuerySet[WorkflowRun]:
-        return self._runs.filter(pk=run_id) if _possible_id(run_id) else self._runs.none()
+    def _the_run(self) -> QuerySet[WorkflowRun]:
+        """The run whose id is the parameter run_id."""
+        return self._runs.filter(pk=_RUN_ID)
 
-    def _states_of(self, run_id: str) -> QuerySet[ExecutionState]:
-        return self._states.filter(run_id=run_id) if _possible_id(run_id) else self._states.none()
+    def _its_states(self) -> QuerySet[ExecutionState]:
+        """The states of that run."""
+        return self._states.filter(run_id=_RUN_ID)
 
     def _one_statement(self) -> AbstractContextManager[Any]:
         """Keep the caller's transaction usable if the one statement inside fails."""
@@ -190,11 +130,12 @@ class _DjangoRepository:
         Raises:
             RunNotFoundError: if there is no such run.
         """
+        runs = self._runs.filter(pk=run_id) if _possible_id(run_id) else self._runs.none()
         if connections[self.alias].features.has_select_for_update:
-            found = bool(self._locked(self._run(run_id)).values_list("pk"))
+            found = bool(self._locked(runs).values_list("pk"))
         else:
             # SQLite locks the whole file at the first write of a transaction.
-            found = bool(self._run(run_id).update(status=F("status")))
+            found = bool(runs.update(status=F("status")))
         if not found:
             raise RunNotFoundError(run_id)
 
@@ -202,30 +143,39 @@ class _DjangoRepository:
 class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunRepository):
     """The runs in a Django database.
 
+    The models' signals (pre_save, post_save) are not sent, as with `bulk_create`.
+
     Args:
         alias: the database's name in DATABASES.
     """
 
-    @_translates_errors
+    @translates_errors
     def add(self, run: WorkflowRun) -> None:
         """See `AbstractWorkflowRunRepository.add`."""
         if not isinstance(run, WorkflowRun):
             raise TypeError(f"add() takes a WorkflowRun, not a {type(run).__name__}.")
-        _complete(run, valid_fields({name: getattr(run, name) for name in RUN_FIELDS}))
+        fields = valid_fields({name: getattr(run, name) for name in RUN_FIELDS})
+        _complete(fields)
         try:
             with self._one_statement():
-                run.save(using=self.alias, force_insert=True)
+                self._run_queries.insert(**fields)
         except IntegrityError as exc:
-            if self._run(run.id).exists():
+            if self._status(run.id) is not None:
                 raise RunAlreadyExistsError(run.id) from exc
             raise
+        for name, value in fields.items():
+            setattr(run, name, value)
+        run._state.adding = False
+        run._state.db = self.alias
 
-    @_translates_errors
+    @translates_errors
     def get(self, run_id: str) -> WorkflowRun | None:
         """See `AbstractWorkflowRunRepository.get`."""
-        return next(iter(self._run(run_id)), None)
+        if not _possible_id(run_id):
+            return None
+        return next(iter(self._run_queries.objects("get", self._the_run, run_id=run_id)), None)
 
-    @_translates_errors
+    @translates_errors
     def list_runs(
         self,
         *,
@@ -235,31 +185,34 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
     ) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_runs`."""
         valid_count("limit", limit)
-        runs = self._matching(**filters)
+        values = _checked(filters)
         if before is not None:
-            started_at, run_id = self._position(before)
-            # The first condition alone lets the database begin within its index.
-            runs = runs.filter(
-                Q(started_at__lt=started_at) | Q(id__lt=run_id), started_at__lte=started_at
-            )
-        return list(runs.order_by("-started_at", "-id")[:limit])
+            values["before_started_at"], values["before_id"] = self._position(before)
+        if limit == 0 or _matches_none(values):
+            return []
 
-    @_translates_errors
+        def page() -> QuerySet[WorkflowRun]:
+            runs = self._matching({name: _parameter(name) for name in values})
+            return runs.order_by("-started_at", "-id")[:limit]
+
+        return self._run_queries.objects(("list", limit, *values), page, **values)
+
+    @translates_errors
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """See `AbstractWorkflowRunRepository.count_runs`."""
-        return self._matching(**filters).count()
+        values = _checked(filters)
+        return 0 if _matches_none(values) else self._matching(values).count()
 
-    @_translates_errors
+    @translates_errors
     def update(self, run_id: str, **fields: Any) -> None:
         """See `AbstractWorkflowRunRepository.update`."""
         changes = valid_updates(fields)
-        if not changes:
-            if not self._run(run_id).exists():
-                raise RunNotFoundError(run_id)
-            return
-        self._update_one(run_id, self._run(run_id), changes)
+        if changes:
+            self._change(run_id, changes)
+        elif self._status(run_id) is None:
+            raise RunNotFoundError(run_id)
 
-    @_translates_errors
+    @translates_errors
     def update_status(
         self,
         run_id: str,
@@ -270,40 +223,32 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
     ) -> None:
         """See `AbstractWorkflowRunRepository.update_status`."""
         new_status = valid_status(status)
-        changes = {
-            **valid_updates(fields, new_status),
-            "status": new_status.value,
-        }
+        changes = {**valid_updates(fields, new_status), "status": new_status.value}
         now = timezone.now()
         if new_status.is_terminal:
             if changes.get("completed_at") is None:
                 changes["completed_at"] = now
             if changes.get("duration_seconds") is None:
-                changes["duration_seconds"] = _seconds_since_start(changes["completed_at"])
+                changes["duration_seconds"] = _SINCE_START
         else:
             changes |= dict.fromkeys(RESULT_TIMES)
         if new_status is RunStatus.RUNNING:
             changes["heartbeat_at"] = now
-        run = self._run(run_id)
-        if expected is None:
-            self._update_one(run_id, run, changes)
-        else:
-            statuses = valid_statuses(expected)
-            self._update_one(run_id, run.filter(status__in=sorted(statuses)), changes, statuses)
+        self._change(run_id, changes, None if expected is None else valid_statuses(expected))
 
-    @_translates_errors
+    @translates_errors
     def heartbeat(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.heartbeat`."""
-        self._update_one(run_id, self._run(run_id), {"heartbeat_at": timezone.now()})
+        self._change(run_id, {"heartbeat_at": timezone.now()})
 
-    @_translates_errors
+    @translates_errors
     def delete(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.delete`."""
         with transaction.atomic(using=self.alias):
             self._lock(run_id)
             self._delete_runs([run_id])
 
-    @_translates_errors
+    @translates_errors
     def delete_finished(
         self,
         *,
@@ -313,12 +258,15 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
         batch_size: int = 1000,
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
-        finished = self._matching(
-            workflow_name=workflow_name, status=valid_terminal_statuses(statuses)
-        ).filter(completed_at__lt=valid_moment("before", before))
-        batch = self._locked(finished.order_by("completed_at"))[
-            : min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
-        ]
+        values = _checked(
+            {"workflow_name": workflow_name, "status": valid_terminal_statuses(statuses)}
+        )
+        valid_moment("before", before)
+        size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
+        if _matches_none(values):
+            return 0
+        finished = self._matching(values).filter(completed_at__lt=before)
+        batch = self._locked(finished.order_by("completed_at"))[:size]
         deleted = 0
         while True:
             with transaction.atomic(using=self.alias):
@@ -328,69 +276,91 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
                 return deleted
             deleted += len(run_ids)
 
-    @_translates_errors
+    @translates_errors
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
         cutoff = timezone.now() - valid_idle(idle)
         newest_state = self._states.filter(run_id=OuterRef("pk")).order_by("-step")
         stalled = (
-            self._matching(status=RunStatus.RUNNING, started_before=cutoff)
+            self._runs.filter(status=RunStatus.RUNNING, started_at__lt=cutoff)
             .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
             .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
             .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
         )
         return list(stalled.order_by("-started_at", "-id"))
 
-    def _matching(
-        self,
-        *,
-        workflow_name: str | None = None,
-        status: str | Iterable[str] | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-    ) -> QuerySet[WorkflowRun]:
+    def _matching(self, values: Mapping[str, Any]) -> QuerySet[WorkflowRun]:
+        """Give the runs that match what `_checked` gave, or parameters of those names."""
         runs = self._runs.all()
-        if workflow_name is not None:
-            if not _is_possible("workflow_name", workflow_name, MAX_WORKFLOW_NAME):
-                return runs.none()
-            runs = runs.filter(workflow_name=workflow_name)
-        if status is not None:
-            statuses = sorted(valid_statuses(status))
+        if "workflow_name" in values:
+            runs = runs.filter(workflow_name=values["workflow_name"])
+        statuses = [value for name, value in values.items() if name.startswith("status_")]
+        if len(statuses) == 1:
             # A plain comparison lets the database read its index in order.
-            runs = (
-                runs.filter(status=statuses[0])
-                if len(statuses) == 1
-                else runs.filter(status__in=statuses)
+            runs = runs.filter(status=statuses[0])
+        elif statuses:
+            runs = runs.filter(status__in=statuses)
+        if "started_after" in values:
+            runs = runs.filter(started_at__gte=values["started_after"])
+        if "started_before" in values:
+            runs = runs.filter(started_at__lt=values["started_before"])
+        if "before_id" in values:
+            started_at = values["before_started_at"]
+            # The last condition alone lets the database begin within its index.
+            runs = runs.filter(
+                Q(started_at__lt=started_at) | Q(id__lt=values["before_id"]),
+                started_at__lte=started_at,
             )
-        if started_after is not None:
-            runs = runs.filter(started_at__gte=valid_moment("started_after", started_after))
-        if started_before is not None:
-            runs = runs.filter(started_at__lt=valid_moment("started_before", started_before))
         return runs
 
     def _position(self, before: str | WorkflowRun) -> tuple[datetime, str]:
         if isinstance(before, WorkflowRun):
             return before.started_at, before.id
-        started_at = self._run(before).values_list("started_at", flat=True).first()
-        if started_at is None:
-            raise RunNotFoundError(before)
-        return started_at, before
+        run = self._runs.filter(pk=before) if _possible_id(before) else self._runs.none()
+        for started_at in run.values_list("started_at", flat=True):
+            return started_at, before
+        raise RunNotFoundError(before)
 
-    def _update_one(
+    def _status(self, run_id: str) -> str | None:
+        """Give the status of a run, or None if there is no such run."""
+        if not _possible_id(run_id):
+            return None
+        return self._runs.filter(pk=run_id).values_list("status", flat=True).first()
+
+    def _change(
         self,
         run_id: str,
-        run: QuerySet[WorkflowRun],
         changes: dict[str, Any],
-        expected: frozenset[RunStatus] = frozenset(),
+        expected: frozenset[RunStatus] | None = None,
     ) -> None:
-        """Change the one run of a query, or say why it has none."""
-        with self._one_statement():
-            if run.update(**changes):
-                return
-        status = self._run(run_id).values_list("status", flat=True).first()
+        """Change columns of a run, if it is in one of the expected statuses; or say why not."""
+        statuses = {f"status_{status}": status.value for status in sorted(expected or ())}
+        columns = {
+            name: value
+            if isinstance(value, Expression)
+            else Parameter(name, WorkflowRun._meta.get_field(name), for_save=True)
+            for name, value in changes.items()
+        }
+        computed = [name for name, value in changes.items() if isinstance(value, Expression)]
+
+        def the_run() -> QuerySet[WorkflowRun]:
+            return self._matching({name: _parameter(name) for name in statuses}).filter(pk=_RUN_ID)
+
+        if _possible_id(run_id) and (expected is None or expected):
+            with self._one_statement():
+                if self._run_queries.update(
+                    ("update", *sorted(changes), *computed, *statuses),
+                    the_run,
+                    sorted(columns.items()),
+                    run_id=run_id,
+                    **changes,
+                    **statuses,
+                ):
+                    return
+        status = self._status(run_id)
         if status is None:
             raise RunNotFoundError(run_id)
-        raise StatusConflictError(run_id, status, tuple(sorted(expected)))
+        raise StatusConflictError(run_id, status, tuple(sorted(expected or ())))
 
     def _delete_runs(self, run_ids: list[str]) -> None:
         self._states.filter(run_id__in=run_ids).delete()
@@ -412,15 +382,21 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         """See `AbstractExecutionStateRepository.writer`."""
         return DjangoStateWriter(self, run_id)
 
-    @_translates_errors
+    @translates_errors
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
-        return _first_checkpoint(self._states_of(run_id).order_by("-step"))
+        if not _possible_id(run_id):
+            return None
 
-    @_translates_errors
+        def latest() -> QuerySet[ExecutionState]:
+            return self._its_states().order_by("-step")[:1]
+
+        return _first_checkpoint(self._state_queries.objects("latest", latest, run_id=run_id))
+
+    @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
-        return _first_checkpoint(self._states_of(run_id).filter(step=step))
+        return _first_checkpoint(self._states_of(run_id).filter(step=step)[:1])
 
     def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
@@ -434,7 +410,7 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                     yield _checkpoint(state, loaded_state(state, text))
             last_step = page[-1].step
 
-    @_translates_errors
+    @translates_errors
     def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
         """See `AbstractExecutionStateRepository.delete_states`."""
         valid_count("keep_last", keep_last)
@@ -449,6 +425,71 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                 self._make_whole(states, first, newest)
             return states.filter(step__lt=first).delete()[0]
 
+    def next_step(self, run_id: str, base: int) -> tuple[int, int | None]:
+        """Lock a run and give its next step, in one statement.
+
+        Args:
+            run_id: which run.
+            base: a step.
+
+        Returns:
+            The next step, and the id of the row of the other step if there is one.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+
+        def last_step_and_base() -> QuerySet[Any, Any]:
+            states = self._states.filter(run_id=OuterRef("pk"))
+            newest = states.order_by("-step").values("step")[:1]
+            of_base = states.filter(step=_STEP).values("id")[:1]
+            return self._locked(self._the_run()).values_list(
+                Subquery(newest, output_field=IntegerField()),
+                Subquery(of_base, output_field=BigIntegerField()),
+            )
+
+        if _possible_id(run_id):
+            for last_step, base_id in self._run_queries.rows(
+                "next step", last_step_and_base, run_id=run_id, step=base
+            ):
+                return (0 if last_step is None else last_step + 1), base_id
+        raise RunNotFoundError(run_id)
+
+    def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> int:
+        """Insert a state as it is stored, and give the id of its row."""
+        delta = is_delta(stored)
+        row_id: int = self._state_queries.insert(
+            run_id=run_id,
+            step=step,
+            node_id=node_id,
+            created_at=timezone.now(),
+            state_json=None if delta else stored.decode(),
+            state_delta=stored if delta else None,
+        )
+        return row_id
+
+    def chain(self, run_id: str, step: int) -> list[ExecutionState]:
+        """Give the states that a state is rebuilt from, itself first, as far as they are there."""
+        steps = chain_steps(step)
+
+        def those_states() -> QuerySet[ExecutionState]:
+            parameters: Any = [_parameter(f"step_{number}") for number in range(len(steps))]
+            return self._its_states().filter(step__in=parameters).order_by("-step")
+
+        values = {f"step_{number}": link for number, link in enumerate(steps)}
+        return self._state_queries.objects(
+            ("chain", len(steps)), those_states, run_id=run_id, **values
+        )
+
+    def begins_without_lock(self) -> bool:
+        """Whether a transaction that begins by reading may not be able to write."""
+        connection = connections[self.alias]
+        options = connection.settings_dict["OPTIONS"]
+        return connection.vendor == "sqlite" and not begins_immediately(options)
+
+    def _states_of(self, run_id: str) -> QuerySet[ExecutionState]:
+        return self._states.filter(run_id=run_id) if _possible_id(run_id) else self._states.none()
+
     def _make_whole(self, states: QuerySet[ExecutionState], first: int, newest: int) -> None:
         """Store those states whole whose bases come before the first that is kept."""
         for step in range(first, newest + 1):
@@ -458,12 +499,12 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                     state.stored = state.rebuilt()
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])
 
-    @_translates_errors
+    @translates_errors
     def _history_page(self, run_id: str, after_step: int) -> list[ExecutionState]:
         states = self._states_of(run_id).filter(step__gt=after_step).order_by("step")
         return list(states[:STATES_PAGE])
 
-    @_translates_errors
+    @translates_errors
     def _rebuilt(self, state: ExecutionState, texts: dict[int, bytes]) -> bytes | None:
         """Give the JSON text of a state, from that of its base if it is among the texts.
 
@@ -478,78 +519,54 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                 return apply_delta(state.stored, texts[base])
         except ValueError as exc:
             raise DamagedStateError(state.run_id, state.step, str(exc)) from exc
-        chain = list(self._states_of(state.run_id).filter(step__in=chain_steps(state.step)))
+        chain = self.chain(state.run_id, state.step)
         if all(link.pk != state.pk for link in chain):
             return None
         return rebuilt_state(state.run_id, state.step, chain)
 
 
-class DjangoStateWriter(_DjangoRepository, StateWriter):
+class DjangoStateWriter(StateWriter):
     """Appends checkpoints to one run, and remembers the states that the next is based on."""
 
     def __init__(self, states: DjangoExecutionStateRepository, run_id: str) -> None:
-        super().__init__(states.alias)
-        self.run_id = run_id
+        super().__init__(states, run_id)
+        self.alias = states.alias
         self._repository = states
         self._next = 0
         self._texts: dict[int, bytes] = {}
         self._row_ids: dict[int, int] = {}
 
-    @_translates_errors
+    @translates_errors
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
         text = valid_state(state_data).encode()
         valid_name("node_id", node_id, MAX_NODE_ID)
+        repository = self._repository
         # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
         # the step can be taken when it is inserted; a SQLite transaction that begins by
         # reading cannot write once another one has. Then the lock comes first.
-        lock_first = self._begins_without_lock()
+        lock_first = repository.begins_without_lock()
         while True:
             try:
                 with transaction.atomic(using=self.alias):
                     if lock_first:
-                        self._lock(self.run_id)
-                    state = self._append(text, node_id)
+                        repository._lock(self.run_id)
+                    step, row_id = self._append(text, node_id)
                 break
             except IntegrityError:
                 if lock_first:
                     raise
                 lock_first = True
-        self._remember(state, text)
-        return state.step
+        if len(text) > SMALL_STATE or self._texts:
+            remember(self._texts, step, text)
+            remember(self._row_ids, step, row_id)
+        self._next = step + 1
+        return step
 
-    def _begins_without_lock(self) -> bool:
-        connection = connections[self.alias]
-        options = connection.settings_dict["OPTIONS"]
-        return connection.vendor == "sqlite" and not begins_immediately(options)
-
-    def _append(self, text: bytes, node_id: str) -> ExecutionState:
-        step, base_id = self._next_step()
-        state = ExecutionState(run_id=self.run_id, step=step, node_id=node_id)
-        state.stored = encode_state(text, self._base(step, base_id, len(text)))
-        state.save(using=self.alias, force_insert=True)
-        return state
-
-    def _next_step(self) -> tuple[int, int | None]:
-        """Lock the run and give its next step, in one statement.
-
-        Returns:
-            The step, and the row id of the state that would be its base if it is the step
-            that this writer expects.
-
-        Raises:
-            RunNotFoundError: if there is no such run.
-        """
-        states = self._states.filter(run_id=OuterRef("pk"))
-        newest = states.order_by("-step").values("step")[:1]
-        base = states.filter(step=base_step(self._next)).values("id")[:1]
-        rows = self._locked(self._run(self.run_id)).values_list(
-            Subquery(newest, output_field=IntegerField()),
-            Subquery(base, output_field=BigIntegerField()),
-        )
-        for last_step, base_id in rows:
-            return (0 if last_step is None else last_step + 1), base_id
-        raise RunNotFoundError(self.run_id)
+    def _append(self, text: bytes, node_id: str) -> tuple[int, int]:
+        step, base_id = self._repository.next_step(self.run_id, base_step(self._next))
+        stored = encode_state(text, self._base(step, base_id, len(text)))
+        return step, self._repository.insert(self.run_id, step, node_id, stored)
 
     def _base(self, step: int, base_id: int | None, size: int) -> bytes | None:
         """Give the JSON text of the base of a step: remembered, if the row is still that row."""
@@ -565,8 +582,7 @@ class DjangoStateWriter(_DjangoRepository, StateWriter):
         """Remember a state and all that it is based on; nothing if it cannot be rebuilt."""
         self._texts.clear()
         self._row_ids.clear()
-        chain = self._states_of(self.run_id).filter(step__in=chain_steps(step))
-        for state in chain.order_by("step"):
+        for state in reversed(self._repository.chain(self.run_id, step)):
             try:
                 text = self._repository._rebuilt(state, self._texts)
             except DamagedStateError:
@@ -577,11 +593,6 @@ class DjangoStateWriter(_DjangoRepository, StateWriter):
                 self._texts[state.step] = text
                 self._row_ids[state.step] = state.pk
 
-    def _remember(self, state: ExecutionState, text: bytes) -> None:
-        remember(self._texts, state.step, text)
-        remember(self._row_ids, state.step, state.pk)
-        self._next = state.step + 1
-
 
 def remember(values: dict[int, _R], step: int, value: _R) -> None:
     """Keep a value for a step, and of the earlier ones those that later steps are based on."""
@@ -590,8 +601,8 @@ def remember(values: dict[int, _R], step: int, value: _R) -> None:
         del values[unneeded]
 
 
-def _first_checkpoint(states: QuerySet[ExecutionState]) -> Checkpoint | None:
-    for state in states[:1]:
+def _first_checkpoint(states: Iterable[ExecutionState]) -> Checkpoint | None:
+    for state in states:
         return _checkpoint(state, state.state_data)
     return None
 
@@ -619,24 +630,73 @@ class _Seconds(Func):
         )
 
 
-def _seconds_since_start(moment: datetime) -> _Seconds:
-    duration = Value(moment, output_field=DateTimeField()) - F("started_at")
-    return _Seconds(ExpressionWrapper(duration, output_field=DurationField()))
+_RUN_ID = Parameter("run_id", WorkflowRun._meta.get_field("id"))
+_STEP = Parameter("step", ExecutionState._meta.get_field("step"))
+_FIELD_OF = {
+    "started_after": "started_at",
+    "started_before": "started_at",
+    "before_started_at": "started_at",
+    "before_id": "id",
+}
+_SINCE_START = _Seconds(
+    ExpressionWrapper(
+        Parameter("completed_at", WorkflowRun._meta.get_field("completed_at")) - F("started_at"),
+        output_field=DurationField(),
+    )
+)
 
 
-def _complete(run: WorkflowRun, fields: dict[str, Any]) -> None:
-    """Give a new run the checked values of its fields, and the times that it lacks."""
-    for name, value in fields.items():
-        setattr(run, name, value)
-    if run.status in TERMINAL_STATUSES:
-        if run.completed_at is None:
-            run.completed_at = timezone.now()
-        if run.duration_seconds is None:
-            run.duration_seconds = (run.completed_at - run.started_at).total_seconds()
-    elif run.completed_at is not None or run.duration_seconds is not None:
+def _parameter(name: str) -> Parameter:
+    """Give the parameter for one of the values that `_checked` names, or for a step."""
+    if name.startswith("step_"):
+        return Parameter(name, ExecutionState._meta.get_field("step"))
+    field = "status" if name.startswith("status_") else _FIELD_OF.get(name, name)
+    return Parameter(name, WorkflowRun._meta.get_field(field))
+
+
+def _checked(filters: RunFilters) -> dict[str, Any]:
+    """Check filters and give their values by name, one name for each status."""
+    values: dict[str, Any] = {}
+    workflow_name = filters.get("workflow_name")
+    if workflow_name is not None:
+        possible = _is_possible("workflow_name", workflow_name, MAX_WORKFLOW_NAME)
+        values["workflow_name"] = workflow_name if possible else None
+    status = filters.get("status")
+    if status is not None:
+        statuses = sorted(valid_statuses(status))
+        if not statuses:
+            values["status_none"] = None
+        values |= {f"status_{number}": value.value for number, value in enumerate(statuses)}
+    for name in ("started_after", "started_before"):
+        moment = filters.get(name)
+        if moment is not None:
+            values[name] = valid_moment(name, moment)
+    unknown = filters.keys() - RunFilters.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"{', '.join(sorted(unknown))}: no such filter. "
+            f"Use one of: {', '.join(RunFilters.__annotations__)}."
+        )
+    return values
+
+
+def _matches_none(values: dict[str, Any]) -> bool:
+    """Whether a filter is one that no run can match: an impossible name, or no status."""
+    return None in values.values()
+
+
+def _complete(fields: dict[str, Any]) -> None:
+    """Give the fields of a new run the times that it lacks."""
+    if fields["status"] in TERMINAL_STATUSES:
+        if fields["completed_at"] is None:
+            fields["completed_at"] = timezone.now()
+        if fields["duration_seconds"] is None:
+            duration = fields["completed_at"] - fields["started_at"]
+            fields["duration_seconds"] = duration.total_seconds()
+    elif fields["completed_at"] is not None or fields["duration_seconds"] is not None:
         raise InvalidFieldError(
             f"completed_at and duration_seconds belong to a run that has ended, not to a "
-            f"{run.status} one. Leave them out."
+            f"{fields['status']} one. Leave them out."
         )
 
 

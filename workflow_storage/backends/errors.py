@@ -1,0 +1,82 @@
+"""Errors of the database drivers, as the errors of the contract, for orm.py and the factory."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import django.db
+from django.db import connections
+
+from workflow_storage.exceptions import (
+    StorageError,
+    StorageUnavailableError,
+    TablesMissingError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def translates_errors(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a repository's method raise errors of the contract, never a driver's."""
+
+    @functools.wraps(method)
+    def translating(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except django.db.Error as exc:
+            repository: Any = args[0]
+            raise storage_error(repository.alias, exc) from exc
+
+    return translating
+
+
+# What the databases call a table or a column that is not there: PostgreSQL by SQLSTATE
+# (https://www.postgresql.org/docs/current/errcodes-appendix.html), MySQL and MariaDB by
+# error number, SQLite by text only.
+_MISSING_SQLSTATES = {"42P01", "42703"}
+_MISSING_ERRNOS = {1054, 1146}
+_MISSING_TEXTS = ("no such table", "no such column", "has no column named")
+# ER_NET_PACKET_TOO_LARGE, and what the client sees when the server hangs up over it.
+_PACKET_TOO_LARGE = 1153
+
+
+def storage_error(alias: str, exc: django.db.Error) -> StorageError:
+    """Give the error of the contract for an error of a database, and mend the connection."""
+    driver_error = exc.__cause__
+    number = exc.args[0] if exc.args else None
+    text = _without_password(alias, " ".join(str(exc).split()))
+    if (
+        getattr(driver_error, "sqlstate", None) in _MISSING_SQLSTATES
+        or number in _MISSING_ERRNOS
+        or any(missing in text for missing in _MISSING_TEXTS)
+    ):
+        return TablesMissingError(alias)
+    if number == _PACKET_TOO_LARGE:
+        return StorageError(
+            f"Database {alias!r} refuses a statement of this size: {text}. "
+            "Raise max_allowed_packet on the server, or store less in one state."
+        )
+    if not isinstance(exc, django.db.OperationalError | django.db.InterfaceError):
+        return StorageError(f"Database {alias!r} refused the operation: {text}")
+    connection = connections[alias]
+    if not connection.in_atomic_block:
+        # Outside of requests nobody else drops a broken connection, and every later call
+        # of this process would fail.
+        connection.close_if_unusable_or_obsolete()
+    advice = (
+        "Another process writes for longer than the timeout; try again, or raise "
+        "OPTIONS['timeout']."
+        if "locked" in text
+        else "Check that the server runs and that the settings of the database are right."
+    )
+    return StorageUnavailableError(f"Database {alias!r} is unavailable: {text}. {advice}")
+
+
+def _without_password(alias: str, text: str) -> str:
+    password = connections[alias].settings_dict.get("PASSWORD")
+    return text.replace(str(password), "***") if password else text
