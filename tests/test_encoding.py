@@ -1,5 +1,8 @@
 """JSON text in and out, exactly."""
 
+import collections
+import dataclasses
+import enum
 import json
 import random
 
@@ -14,9 +17,11 @@ from workflow_storage.encoding import (
     chain_steps,
     decode_state,
     dump_json,
+    dump_state,
     encode_state,
     is_delta,
     load_json,
+    load_rebuilt,
 )
 from workflow_storage.testing import json_values, nested
 
@@ -27,12 +32,74 @@ def test_any_value_comes_back_as_from_the_json_module(value):
 
 
 @given(json_values)
+def test_any_state_comes_back_as_from_the_json_module(value):
+    text = dump_state({"state": value})
+    expected = json.dumps(json.loads(json.dumps({"state": value})))
+
+    assert json.dumps(load_rebuilt(text)) == expected
+    assert json.dumps(load_json(text)) == expected
+
+
+class Colour(enum.Enum):
+    RED = "r"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Word(str):
+    pass
+
+
+Pair = collections.namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"n": None, "x": 10**40}, {"n": None, "x": 10**40}),
+        ({"n": None, "t": (1, None)}, {"n": None, "t": [1, None]}),
+        ({"n": "null"}, {"n": "null"}),
+        ([Colour.RED, None], ["r", None]),
+        ([Level.HIGH, Word("w"), Pair(1, 2)], [3, "w", [1, 2]]),
+        (collections.OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+        (
+            {2: "a", None: "b", True: "c", 1.5: "d"},
+            {"2": "a", "null": "b", "true": "c", "1.5": "d"},
+        ),
+        ([2**63, 2**64 - 1, 2**64, -(2**63) - 1], [2**63, 2**64 - 1, 2**64, -(2**63) - 1]),
+    ],
+    ids=str,
+)
+def test_what_the_fast_writer_does_not_take_is_written_by_the_json_module(value, expected):
+    assert load_json(dump_json(value)) == expected
+    assert load_rebuilt(dump_state({"v": value})) == {"v": expected}
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), Point(1), b"x", {1}, object()], ids=type
+)
+def test_what_json_has_no_form_for_is_refused_beside_nulls_too(value):
+    for document in (value, [None, value], {"null": None, "value": {"x": value}}):
+        with pytest.raises((TypeError, ValueError)):
+            dump_json(document)
+        with pytest.raises((TypeError, ValueError)):
+            dump_state({"v": document})
+
+
+@given(json_values)
 def test_the_text_is_utf8_without_nul(value):
     assert b"\0" not in dump_json(value).encode()
 
 
 def test_text_outside_ascii_stays_readable():
-    assert dump_json({"ключ": "\N{GRINNING FACE}"}) == '{"ключ": "\N{GRINNING FACE}"}'
+    assert dump_json({"ключ": "\N{GRINNING FACE}"}) == '{"ключ":"\N{GRINNING FACE}"}'
 
 
 states = st.one_of(

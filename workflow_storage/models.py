@@ -1,14 +1,14 @@
 """The schema: one row a run, one row a checkpoint; read and written by backends/orm.py."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.encoding import chain_steps, decode_state, is_delta, load_json
+from workflow_storage.encoding import chain_steps, decode_state, is_delta, load_json, load_rebuilt
 from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
 from workflow_storage.status import RunStatus
@@ -107,8 +107,9 @@ class ExecutionState(models.Model):
         Raises:
             DamagedStateError: if what is stored cannot be rebuilt.
         """
-        text = self.stored if self.state_delta is None else self.rebuilt()
-        return loaded_state(self, text)
+        if self.state_delta is None:
+            return whole_state(self.run_id, self.step, self.state_json or "")
+        return rebuilt_state(self.run_id, self.step, self._chain())
 
     @property
     def stored(self) -> bytes:
@@ -126,41 +127,52 @@ class ExecutionState(models.Model):
         self.state_json = None if delta else stored.decode()
         self.state_delta = stored if delta else None
 
-    def rebuilt(self) -> bytes:
+    def rebuilt_text(self) -> bytes:
         """Give the JSON text of a delta, reading the states that it is based on."""
-        chain = ExecutionState._base_manager.using(self._state.db).filter(
+        return rebuilt_text(self.run_id, self.step, self._chain())
+
+    def _chain(self) -> Iterable["ExecutionState"]:
+        return ExecutionState._base_manager.using(self._state.db).filter(
             run_id=self.run_id, step__in=chain_steps(self.step)
         )
-        return rebuilt_state(self.run_id, self.step, chain)
 
 
-def rebuilt_state(run_id: str, step: int, chain: Iterable[ExecutionState]) -> bytes:
-    """Give the JSON text of a state.
+def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
+    """Give a state that is stored whole.
 
-    Args:
-        run_id: for the error.
-        step: which state.
-        chain: the stored states of `workflow_storage.encoding.chain_steps`.
+    Raises:
+        DamagedStateError: if the text is not that of a state.
+    """
+    return _loaded(run_id, step, text, load_json)
+
+
+def rebuilt_state(run_id: str, step: int, chain: Iterable[ExecutionState]) -> dict[str, Any]:
+    """Give a state from the stored states of `workflow_storage.encoding.chain_steps`.
 
     Raises:
         DamagedStateError: if what is stored cannot be rebuilt.
     """
+    return loaded_state(run_id, step, rebuilt_text(run_id, step, chain))
+
+
+def rebuilt_text(run_id: str, step: int, chain: Iterable[ExecutionState]) -> bytes:
+    """Give the JSON text of a state; see `rebuilt_state`."""
     try:
         return decode_state({state.step: state.stored for state in chain}, step)
     except ValueError as exc:
         raise DamagedStateError(run_id, step, str(exc)) from exc
 
 
-def loaded_state(state: ExecutionState, text: bytes) -> dict[str, Any]:
-    """Give the dict of a state from its JSON text.
+def loaded_state(run_id: str, step: int, text: bytes) -> dict[str, Any]:
+    """Give a state from the JSON text that a delta was rebuilt to."""
+    return _loaded(run_id, step, text, load_rebuilt)
 
-    Raises:
-        DamagedStateError: if it is not that of a state.
-    """
+
+def _loaded(run_id: str, step: int, text: Any, load: Callable[[Any], Any]) -> dict[str, Any]:
     try:
-        data = load_json(text)
+        data = load(text)
     except ValueError as exc:
-        raise DamagedStateError(state.run_id, state.step, str(exc)) from exc
+        raise DamagedStateError(run_id, step, str(exc)) from exc
     if not isinstance(data, dict):
-        raise DamagedStateError(state.run_id, state.step, "it is no JSON object")
+        raise DamagedStateError(run_id, step, "it is no JSON object")
     return data

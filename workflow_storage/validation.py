@@ -5,21 +5,23 @@ of them touches a store.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.utils import timezone
 
-from workflow_storage.encoding import dump_json
+from workflow_storage.encoding import dump_json, dump_state
 from workflow_storage.exceptions import (
     InvalidFieldError,
     InvalidPayloadError,
     InvalidStatusError,
 )
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+_T = TypeVar("_T")
 
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
@@ -85,8 +87,8 @@ def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatu
     return checked
 
 
-def valid_state(state_data: object) -> str:
-    """Write a state as JSON text.
+def valid_state(state_data: object) -> bytes:
+    """Write a state as JSON text in UTF-8.
 
     Raises:
         InvalidPayloadError: unless it is a dict of JSON values.
@@ -97,13 +99,17 @@ def valid_state(state_data: object) -> str:
             f"state_data is a {type(state_data).__name__}, not a dict. "
             'Wrap it, for example as {"value": …}.'
         )
-    return payload_json("state_data", state_data)
+    return _written("state_data", state_data, dump_state)
 
 
 def payload_json(field: str, value: object) -> str:
     """Write a payload as JSON text, or say which field cannot be written and why."""
+    return _written(field, value, dump_json)
+
+
+def _written(field: str, value: object, write: Callable[[object], _T]) -> _T:
     try:
-        return dump_json(value)
+        return write(value)
     except TypeError as exc:
         raise InvalidPayloadError(
             f"{field} is not JSON: {exc}. Convert it to dicts, lists, strings or numbers first."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from django.db import connections
-from django.db.models import Model, QuerySet
+from django.db.models import CharField, Model, QuerySet, TextField
 from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
 
@@ -38,12 +38,17 @@ class Parameter(Expression):
         super().__init__(output_field=output_field)
         self.name = name
         self.for_save = for_save
+        target = output_field.target_field if output_field.is_relation else output_field
+        # Drivers take text as it is, and the repositories have checked that it is text.
+        self.as_it_is = isinstance(target, CharField | TextField)
 
     def as_sql(self, compiler: Any, connection: Any) -> Any:
         return "%s", (self,)
 
     def prepared(self, values: dict[str, Any], connection: Any) -> Any:
         """Give this parameter's value as the driver takes it."""
+        if self.as_it_is:
+            return values[self.name]
         if self.for_save:
             return self.output_field.get_db_prep_save(values[self.name], connection)
         return self.output_field.get_db_prep_value(values[self.name], connection)
@@ -166,38 +171,51 @@ class Queries(Generic[_M]):
             statement.execute(cursor, connection, values)
             return int(cursor.rowcount)
 
-    def insert(self, **values: Any) -> Any:
-        """Insert a row with these columns.
+    def insert(
+        self,
+        returning: Sequence[str] = (),
+        computed: Callable[[], dict[str, Expression]] = dict,
+        **values: Any,
+    ) -> Sequence[Any]:
+        """Insert a row.
+
+        Args:
+            returning: columns to give back; where the database gives back none, only the
+                primary key can be one.
+            computed: makes the expressions for columns that the database computes.
+            **values: the other columns, and values of parameters in the expressions.
 
         Returns:
-            Its primary key, if the database made it.
+            What is in the columns of `returning`.
         """
         connection = connections[self.alias]
         meta = self.model._meta
-        returning = meta.pk is not None and meta.pk.attname not in values
 
         def compiled() -> Statement:
             query: Any = InsertQuery(self.model)
-            fields = [field for field in meta.concrete_fields if field.attname in values]
-            row = SimpleNamespace(
-                **{
-                    field.attname: Parameter(field.attname, field, for_save=True)
-                    for field in fields
-                }
-            )
-            query.insert_values(fields, [row], raw=True)
+            columns = {
+                field.attname: Parameter(field.attname, field, for_save=True)
+                for field in meta.concrete_fields
+                if field.attname in values
+            } | computed()
+            fields = [field for field in meta.concrete_fields if field.attname in columns]
+            query.insert_values(fields, [SimpleNamespace(**columns)], raw=True)
             compiler: Any = query.get_compiler(self.alias)
-            compiler.returning_fields = [meta.pk] if returning else None
+            compiler.returning_fields = [meta.get_field(name) for name in returning] or None
             return Statement(*compiler.as_sql()[0])
 
-        statement: Statement = self._compiled(connection, ("insert", *values), compiled)
+        statement: Statement = self._compiled(
+            connection, ("insert", computed, *returning, *values), compiled
+        )
         with connection.cursor() as cursor:
             statement.execute(cursor, connection, values)
             if not returning:
-                return None
+                return ()
             if connection.features.can_return_columns_from_insert:
-                return cursor.fetchone()[0]
-            return connection.ops.last_insert_id(cursor, meta.db_table, str(meta.pk.column))
+                row: Sequence[Any] = cursor.fetchone()
+                return row
+            key: Any = meta.get_field(*returning)
+            return (connection.ops.last_insert_id(cursor, meta.db_table, key.column),)
 
     def _compiled(
         self, connection: BaseDatabaseWrapper, key: Hashable, make: Callable[[], Any]

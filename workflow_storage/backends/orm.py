@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
@@ -21,6 +21,7 @@ from django.db.models import (
     Subquery,
 )
 from django.db.models.expressions import Expression
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from workflow_storage.backends.compiled import Parameter, Queries
@@ -47,7 +48,14 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
     StatusConflictError,
 )
-from workflow_storage.models import ExecutionState, WorkflowRun, loaded_state, rebuilt_state
+from workflow_storage.models import (
+    ExecutionState,
+    WorkflowRun,
+    loaded_state,
+    rebuilt_state,
+    rebuilt_text,
+    whole_state,
+)
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
@@ -116,23 +124,29 @@ class _DjangoRepository:
             return transaction.atomic(using=self.alias)
         return nullcontext()
 
-    def _locked(self, runs: QuerySet[WorkflowRun]) -> QuerySet[WorkflowRun]:
-        """Let the query lock the rows that it reads, where the database locks rows."""
+    def _locked(
+        self, runs: QuerySet[WorkflowRun], *, to_delete: bool = False
+    ) -> QuerySet[WorkflowRun]:
+        """Let the query lock the rows that it reads, where the database locks rows.
+
+        The lock for deleting keeps others from inserting states of the run; the weaker one
+        lets them.
+        """
         features = connections[self.alias].features
         if not features.has_select_for_update:
             return runs
-        # The weaker lock lets others insert rows that refer to the run.
-        return runs.select_for_update(no_key=features.has_select_for_no_key_update)
+        no_key = features.has_select_for_no_key_update and not to_delete
+        return runs.select_for_update(no_key=no_key)
 
-    def _lock(self, run_id: str) -> None:
-        """Make this transaction the only writer of a run until it ends.
+    def _lock(self, run_id: str, *, to_delete: bool = False) -> None:
+        """Make this transaction the only one to change a run until it ends; see `_locked`.
 
         Raises:
             RunNotFoundError: if there is no such run.
         """
         runs = self._runs.filter(pk=run_id) if _possible_id(run_id) else self._runs.none()
         if connections[self.alias].features.has_select_for_update:
-            found = bool(self._locked(runs).values_list("pk"))
+            found = bool(self._locked(runs, to_delete=to_delete).values_list("pk"))
         else:
             # SQLite locks the whole file at the first write of a transaction.
             found = bool(runs.update(status=F("status")))
@@ -245,7 +259,7 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
     def delete(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.delete`."""
         with transaction.atomic(using=self.alias):
-            self._lock(run_id)
+            self._lock(run_id, to_delete=True)
             self._delete_runs([run_id])
 
     @translates_errors
@@ -266,7 +280,7 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
         if _matches_none(values):
             return 0
         finished = self._matching(values).filter(completed_at__lt=before)
-        batch = self._locked(finished.order_by("completed_at"))[:size]
+        batch = self._locked(finished.order_by("completed_at"), to_delete=True)[:size]
         deleted = 0
         while True:
             with transaction.atomic(using=self.alias):
@@ -388,15 +402,27 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         if not _possible_id(run_id):
             return None
 
-        def latest() -> QuerySet[ExecutionState]:
-            return self._its_states().order_by("-step")[:1]
+        def latest() -> QuerySet[Any, Any]:
+            return self._its_states().order_by("-step").values_list(*_CHECKPOINT)[:1]
 
-        return _first_checkpoint(self._state_queries.objects("latest", latest, run_id=run_id))
+        return self._first(run_id, self._state_queries.rows("latest", latest, run_id=run_id))
 
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
-        return _first_checkpoint(self._states_of(run_id).filter(step=step)[:1])
+        states = self._states_of(run_id).filter(step=step)
+        return self._first(run_id, states.values_list(*_CHECKPOINT)[:1])
+
+    def _first(self, run_id: str, rows: Iterable[Any]) -> Checkpoint | None:
+        for step, node_id, created_at, text, delta in rows:
+            if delta is None:
+                state_data = whole_state(run_id, step, text)
+            else:
+                state_data = rebuilt_state(run_id, step, self.chain(run_id, step))
+            return Checkpoint(
+                step=step, node_id=node_id, state_data=state_data, created_at=created_at
+            )
+        return None
 
     def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
@@ -407,7 +433,16 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                 text = self._rebuilt(state, texts)
                 if text is not None:
                     remember(texts, state.step, text)
-                    yield _checkpoint(state, loaded_state(state, text))
+                    yield Checkpoint(
+                        step=state.step,
+                        node_id=state.node_id,
+                        state_data=(
+                            whole_state(run_id, state.step, text)
+                            if state.state_delta is None
+                            else loaded_state(run_id, state.step, text)
+                        ),
+                        created_at=state.created_at,
+                    )
             last_step = page[-1].step
 
     @translates_errors
@@ -448,17 +483,17 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                 Subquery(of_base, output_field=BigIntegerField()),
             )
 
-        if _possible_id(run_id):
-            for last_step, base_id in self._run_queries.rows(
-                "next step", last_step_and_base, run_id=run_id, step=base
-            ):
-                return (0 if last_step is None else last_step + 1), base_id
+        for last_step, base_id in self._run_queries.rows(
+            "next step", last_step_and_base, run_id=run_id, step=base
+        ):
+            return (0 if last_step is None else last_step + 1), base_id
         raise RunNotFoundError(run_id)
 
     def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> int:
         """Insert a state as it is stored, and give the id of its row."""
         delta = is_delta(stored)
-        row_id: int = self._state_queries.insert(
+        (row_id,) = self._state_queries.insert(
+            returning=["id"],
             run_id=run_id,
             step=step,
             node_id=node_id,
@@ -466,7 +501,26 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
             state_json=None if delta else stored.decode(),
             state_delta=stored if delta else None,
         )
-        return row_id
+        return int(row_id)
+
+    def insert_next(self, run_id: str, node_id: str, stored: bytes) -> tuple[int, int]:
+        """Insert a whole state as the next one of a run, in one statement.
+
+        Returns:
+            Its step, and the id of its row.
+
+        Raises:
+            IntegrityError: if there is no such run, or another writer took the step.
+        """
+        row_id, step = self._state_queries.insert(
+            returning=["id", "step"],
+            computed=_computed_step,
+            run_id=run_id,
+            node_id=node_id,
+            created_at=timezone.now(),
+            state_json=stored.decode(),
+        )
+        return step, row_id
 
     def chain(self, run_id: str, step: int) -> list[ExecutionState]:
         """Give the states that a state is rebuilt from, itself first, as far as they are there."""
@@ -479,6 +533,16 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         values = {f"step_{number}": link for number, link in enumerate(steps)}
         return self._state_queries.objects(
             ("chain", len(steps)), those_states, run_id=run_id, **values
+        )
+
+    def inserts_at_once(self) -> bool:
+        """Whether `insert_next` can be used: nothing else is to be in its transaction."""
+        connection = connections[self.alias]
+        return (
+            not connection.in_atomic_block
+            # MySQL reads no table that it inserts into, and gives back no columns.
+            and connection.vendor != "mysql"
+            and connection.features.can_return_columns_from_insert
         )
 
     def begins_without_lock(self) -> bool:
@@ -496,7 +560,7 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
             # Few of them: the lowest bit that is set grows from one to the next.
             if base_step(step) < first:
                 for state in states.filter(step=step, state_delta__isnull=False):
-                    state.stored = state.rebuilt()
+                    state.stored = state.rebuilt_text()
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])
 
     @translates_errors
@@ -522,7 +586,7 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         chain = self.chain(state.run_id, state.step)
         if all(link.pk != state.pk for link in chain):
             return None
-        return rebuilt_state(state.run_id, state.step, chain)
+        return rebuilt_text(state.run_id, state.step, chain)
 
 
 class DjangoStateWriter(StateWriter):
@@ -539,12 +603,18 @@ class DjangoStateWriter(StateWriter):
     @translates_errors
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        text = valid_state(state_data).encode()
+        text = valid_state(state_data)
         valid_name("node_id", node_id, MAX_NODE_ID)
         repository = self._repository
         # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
         # the step can be taken when it is inserted; a SQLite transaction that begins by
         # reading cannot write once another one has. Then the lock comes first.
+        if not _possible_id(self.run_id):
+            raise RunNotFoundError(self.run_id)
+        if len(text) <= SMALL_STATE and repository.inserts_at_once():
+            with suppress(IntegrityError):
+                step, row_id = repository.insert_next(self.run_id, node_id, text)
+                return self._remember(step, row_id, text)
         lock_first = repository.begins_without_lock()
         while True:
             try:
@@ -557,9 +627,11 @@ class DjangoStateWriter(StateWriter):
                 if lock_first:
                     raise
                 lock_first = True
-        if len(text) > SMALL_STATE or self._texts:
-            remember(self._texts, step, text)
-            remember(self._row_ids, step, row_id)
+        return self._remember(step, row_id, text)
+
+    def _remember(self, step: int, row_id: int, text: bytes) -> int:
+        remember(self._texts, step, text)
+        remember(self._row_ids, step, row_id)
         self._next = step + 1
         return step
 
@@ -601,21 +673,6 @@ def remember(values: dict[int, _R], step: int, value: _R) -> None:
         del values[unneeded]
 
 
-def _first_checkpoint(states: Iterable[ExecutionState]) -> Checkpoint | None:
-    for state in states:
-        return _checkpoint(state, state.state_data)
-    return None
-
-
-def _checkpoint(state: ExecutionState, state_data: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        step=state.step,
-        node_id=state.node_id,
-        state_data=state_data,
-        created_at=state.created_at,
-    )
-
-
 class _Seconds(Func):
     """A DurationField expression as seconds."""
 
@@ -630,6 +687,7 @@ class _Seconds(Func):
         )
 
 
+_CHECKPOINT = ("step", "node_id", "created_at", "state_json", "state_delta")
 _RUN_ID = Parameter("run_id", WorkflowRun._meta.get_field("id"))
 _STEP = Parameter("step", ExecutionState._meta.get_field("step"))
 _FIELD_OF = {
@@ -644,6 +702,14 @@ _SINCE_START = _Seconds(
         output_field=DurationField(),
     )
 )
+
+
+def _computed_step() -> dict[str, Any]:
+    """Give the next step of the run, or NULL if there is no such run."""
+    states = ExecutionState._base_manager.filter(run_id=OuterRef("pk")).order_by("-step")
+    last_step = Subquery(states.values("step")[:1])
+    run = WorkflowRun._base_manager.filter(pk=_RUN_ID)
+    return {"step": Subquery(run.values_list(Coalesce(last_step + 1, 0)))}
 
 
 def _parameter(name: str) -> Parameter:

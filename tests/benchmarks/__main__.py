@@ -1,0 +1,30 @@
+"""``python -m tests.benchmarks [SECTION …] [--quick]``: prints one table a section."""
+
+import argparse
+import os
+
+from tests.benchmarks import history, hot_path, scale
+
+SECTIONS = {"history": history.run, "hot-path": hot_path.run, "scale": scale.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"Any of: {', '.join(SECTIONS)}. Default: all.",
+    )
+    parser.add_argument("--quick", action="store_true", help="Smaller; all in under two minutes.")
+    options = parser.parse_args()
+    for section in options.sections:
+        if section not in SECTIONS:
+            parser.error(f"no section {section!r}; there are {', '.join(SECTIONS)}")
+    os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+    for section in options.sections or SECTIONS:
+        SECTIONS[section](quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A growing agent run: the bytes it takes and the time of each save, beside LangGraph's savers."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from django.db import connections
+
+from tests.benchmarks import samples
+from tests.benchmarks.measure import Report, medians
+from workflow_storage import StorageBackend, WorkflowRun, create_storage_backend
+from workflow_storage.factory import forget
+
+
+def run(*, quick: bool) -> None:
+    for nodes in (100,) if quick else (200, 400):
+        states = list(samples.agent_run(nodes))
+        with samples.folder() as folder, samples.postgres_url() as url:
+            _compare(
+                f"History: SQLite, {nodes} nodes", states, f"sqlite:///{folder}/ours.db", folder
+            )
+            if url:
+                _compare(f"History: PostgreSQL, {nodes} nodes", states, url, None)
+
+
+def _compare(title: str, states: list[dict[str, Any]], url: str, folder: Path | None) -> None:
+    last = len(json.dumps(states[-1]).encode())
+    sizes = Report(f"{title}: stored bytes beside the last state's", unit="kB")
+    times = Report(f"{title}: time of a save, median over the run's second half")
+    ours = create_storage_backend(url)
+    run = WorkflowRun(workflow_name="history")
+    bare = WorkflowRun(workflow_name="bare")
+    ours.runs.add(run)
+    ours.runs.add(bare)
+    put = _langgraph(url, folder)
+    writer = ours.states.writer(run.id)
+    taken: dict[str, list[float]] = {"writer": [], "peer": []}
+    for state in states:
+        taken["writer"].append(_timed(writer.save_state, state, "node"))
+        if put:
+            taken["peer"].append(_timed(put[0], state))
+    stored = _stored_bytes(ours, folder)
+    taken["bare"] = [_timed(ours.states.save_state, bare.id, state, "node") for state in states]
+    target = 1.6 if len(states) <= 200 else 1.7
+    sizes.add("deltas", stored / 1e3, "last state", last / 1e3, target)
+    whole = sum(len(json.dumps(state).encode()) for state in states)
+    sizes.add("every state whole", whole / 1e3, "last state", last / 1e3)
+    half = len(states) // 2
+    middle = {name: statistics.median(times[half:]) for name, times in taken.items() if times}
+    if put:
+        sizes.add(put[1], put[2]() / 1e3, "last state", last / 1e3)
+        times.add("writer.save_state", middle["writer"], put[1], middle["peer"], 1)
+        times.add("states.save_state", middle["bare"], put[1], middle["peer"], 2)
+    dump = medians({"dump": lambda: json.dumps(states[-1])}, 20)["dump"]
+    times.add("writer.save_state", middle["writer"], "json.dumps of the last state", dump)
+    text = json.dumps(states[-1])
+    latest = medians(
+        {"ours": lambda: ours.states.get_latest_state(run.id), "parse": lambda: json.loads(text)},
+        40,
+    )
+    assert ours.states.get_latest_state(run.id) == states[-1]
+    times.add(
+        "get_latest_state", latest["ours"], "json.loads of the last state", latest["parse"], 2
+    )
+    sizes.print()
+    times.print()
+    forget(ours.runs.alias)
+
+
+def _timed(call: Any, *args: Any) -> float:
+    start = time.perf_counter()
+    call(*args)
+    return time.perf_counter() - start
+
+
+def _stored_bytes(backend: StorageBackend, folder: Path | None) -> int:
+    with connections[backend.runs.alias].cursor() as cursor:
+        if folder is None:
+            cursor.execute("SELECT pg_total_relation_size('execution_states')")
+            return int(cursor.fetchone()[0])
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return (folder / "ours.db").stat().st_size
+
+
+def _langgraph(url: str, folder: Path | None) -> Any:
+    """Give LangGraph's saver on the same database: put, its name, its stored bytes, latest."""
+    try:
+        from langgraph.checkpoint.base import empty_checkpoint
+
+        if folder is None:
+            import psycopg
+            from langgraph.checkpoint.postgres import PostgresSaver
+            from psycopg.rows import dict_row
+
+            connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+            saver: Any = PostgresSaver(connection)
+        else:
+            import sqlite3
+
+            from langgraph.checkpoint.sqlite import SqliteSaver
+
+            path = folder / "langgraph.db"
+            connection = sqlite3.connect(path, check_same_thread=False)
+            connection.execute("PRAGMA synchronous=NORMAL")
+            saver = SqliteSaver(connection)
+    except ImportError as exc:
+        print(f"without LangGraph ({exc}); to compare with it: pip install -e '.[bench]'")
+        return None
+    saver.setup()
+    config: dict[str, Any] = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+    versions = iter(range(10**6))
+
+    def put(state: dict[str, Any]) -> None:
+        nonlocal config
+        version = next(versions)
+        changed = {"messages": version} if version else dict.fromkeys(state, version)
+        checkpoint = {
+            **empty_checkpoint(),
+            "channel_values": state,
+            "channel_versions": {**dict.fromkeys(state, 0), **changed},
+        }
+        config = saver.put(config, checkpoint, {"source": "loop", "step": version}, changed)
+
+    def stored() -> int:
+        if folder is None:
+            tables = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+            sizes = " + ".join(f"pg_total_relation_size('{table}')" for table in tables)
+            return int(connection.execute(f"SELECT {sizes} AS size").fetchone()["size"])
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    def latest() -> object:
+        return saver.get_tuple({"configurable": {"thread_id": "1", "checkpoint_ns": ""}})
+
+    return put, f"langgraph {'postgres' if folder is None else 'sqlite'} put", stored, latest
