@@ -111,6 +111,22 @@ def test_a_page_keeps_its_filters(admin_client):
     assert {run.status for run in response.context["cl"].result_list} == {"failed"}
 
 
+def test_filters_and_searches_begin_at_the_first_page(admin_client):
+    add_runs(150, status="failed")
+    first = admin_client.get(reverse(RUNS))
+
+    later = admin_client.get(reverse(RUNS) + first.context["cl"].next_page).content.decode()
+
+    assert "status__exact=failed" in later
+    assert later.count("before=") == 0
+
+
+@pytest.mark.parametrize("parameter", ["before", "status__exact", "id__exact", "q"])
+def test_a_nul_in_a_parameter_is_answered_like_any_bad_lookup(admin_client, parameter):
+    response = admin_client.get(reverse(RUNS), {parameter: "\0"})
+    assert (response.status_code, response.url) == (302, reverse(RUNS) + "?e=1")
+
+
 def test_a_page_after_an_unknown_run_goes_to_the_error_page(admin_client):
     response = admin_client.get(reverse(RUNS), {"before": "gone"})
     assert response.status_code == 302

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
@@ -16,9 +17,11 @@ from tests.servers import mysql_database, postgres_database
 from workflow_storage import (
     GlobalConfig,
     StorageConfig,
+    StorageError,
     StorageUnavailableError,
     UnsupportedBackendError,
     WorkflowRun,
+    acreate_storage_backend,
     create_storage_backend,
 )
 from workflow_storage.factory import _registered_aliases, forget
@@ -126,6 +129,21 @@ class TestSQLite:
         Path("missing/folder").mkdir(parents=True)
         assert create_storage_backend("sqlite:///missing/folder/x.db").runs.count_runs() == 0
 
+    @pytest.mark.parametrize("url", ["sqlite://x.db", "sqlite:///", "sqlite://folder/x.db"])
+    def test_a_url_that_names_no_file_says_how_to_write_one(self, url):
+        with pytest.raises(UnsupportedBackendError, match="Write sqlite:///relative"):
+            create_storage_backend(url)
+
+    @pytest.mark.parametrize("options", ["timeout=abc", "foo=1", "transaction_mode=foo"])
+    def test_options_that_the_database_does_not_take_are_an_error_of_ours(self, options):
+        with pytest.raises(UnsupportedBackendError, match="cannot be opened with these options"):
+            create_storage_backend(f"sqlite:///options.db?{options}")
+        assert create_storage_backend("sqlite:///options.db").runs.count_runs() == 0
+
+    def test_path_may_be_a_path(self, tmp_path):
+        create_storage_backend(StorageConfig(path=tmp_path / "p.db"))
+        assert (tmp_path / "p.db").exists()
+
 
 class TestServers:
     @pytest.mark.parametrize("database", [postgres_database, mysql_database])
@@ -224,13 +242,33 @@ class TestSetting:
 
     def test_a_router_that_forbids_the_tables_is_named(self, settings):
         settings.DATABASE_ROUTERS = [ForbiddingRouter()]
-        with pytest.raises(ImproperlyConfigured, match="router in DATABASE_ROUTERS forbids"):
+        with pytest.raises(StorageError, match="router in DATABASE_ROUTERS forbids"):
             create_storage_backend("sqlite:///forbidden.db")
 
 
 class ForbiddingRouter:
     def allow_migrate(self, db, app_label, **hints):
         return app_label != "workflow_storage"
+
+    def test_the_shipped_router_lets_a_database_given_by_url_have_its_tables(
+        self, settings, tmp_path
+    ):
+        settings.DATABASE_ROUTERS = ["workflow_storage.router.WorkflowStorageRouter"]
+        backend = create_storage_backend("sqlite:///routed.db")
+        run = stored_run(backend)
+        backend.states.save_state(run.id, {}, "node")
+
+        read = backend.runs.get(run.id)
+        assert read.states.get().run == read
+
+    def test_inside_an_event_loop_the_async_twin_makes_the_tables(self):
+        async def use():
+            backend = await acreate_storage_backend("sqlite:///async.db")
+            run = new_run()
+            await backend.runs.aadd(run)
+            return await backend.runs.aget(run.id)
+
+        assert async_to_sync(use)().workflow_name == "contract"
 
 
 class TestConfig:
@@ -253,11 +291,17 @@ class TestConfig:
     @pytest.mark.parametrize(
         "url",
         [
-            "postgresql://me:hush@host/x",
-            "postgresql://me:hush@hush@host/x",
-            "postgresql://me:hush/hush@host/x",
-            "mysql://host/x?password=hush",
+            "postgresql://me:hush@127.0.0.1:1/x",
+            "postgresql://me:hush@hush@127.0.0.1:1/x",
+            "postgresql://me:hush/hush@127.0.0.1:1/x",
+            "mysql://127.0.0.1:1/x?password=hush",
             "redis://:hush@host",
+            "mysql:me:hush@host/x",
+            "postgresql//me:hush@h/x",
+            "host=localhost password=hush",
+            "jdbc:postgresql://host/x;password=hush",
+            "postgresql://me:hu sh@hush@host/x",
+            "postgresql://me:a@hush/hush@host/x",
         ],
     )
     def test_a_password_is_in_no_repr(self, url):
@@ -265,6 +309,10 @@ class TestConfig:
         assert "hush" not in repr(config)
         assert "hush" not in str(config)
         assert "hush" not in f"{config.storage}"
+        assert "hush" not in repr(GlobalConfig(storage=url))
+        with pytest.raises((UnsupportedBackendError, StorageError)) as caught:
+            create_storage_backend(url)
+        assert "hush" not in str(caught.value)
 
 
 def plain_python(*args, wait=True, **environment):
@@ -329,6 +377,20 @@ class TestPlainScripts:
         """)
         assert plain_python("-c", script) == "0\n"
         assert (tmp_path / "workflows.db").exists()
+
+    def test_a_notebook_works_with_its_event_loop_running(self):
+        script = textwrap.dedent("""
+            import asyncio
+            from workflow_storage import WorkflowRun, create_storage_backend
+            async def cell():
+                runs, states = create_storage_backend()
+                run = WorkflowRun(workflow_name="notebook")
+                runs.add(run)
+                states.save_state(run.id, {}, "node")
+                print(runs.count_runs(), await states.aget_latest_state(run.id))
+            asyncio.run(cell())
+        """)
+        assert plain_python("-c", script) == "1 {}\n"
 
     def test_importing_the_package_loads_no_django(self):
         out = plain_python(

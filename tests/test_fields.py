@@ -42,6 +42,7 @@ def runs(sql_backend):
         },
     )
     stored_run(sql_backend, id="other", inputs={"customer": "c-42", "name": "x", "z": -1.5})
+    stored_run(sql_backend, id="lone", inputs={"lone": "x", "other": "\ud800\\ud800"})
     return WorkflowRun.objects.using(sql_backend.runs.alias)
 
 
@@ -70,6 +71,8 @@ def found(runs, **lookups):
         ({"inputs": "text"}, ["awkward-5"]),
         ({"inputs": 3}, ["awkward-6"]),
         ({"inputs__isnull": True}, ["awkward-7"]),
+        ({"inputs__lone": "x"}, ["lone"]),
+        ({"inputs__nul": "a\0b"}, ["wanted"]),
     ],
     ids=str,
 )

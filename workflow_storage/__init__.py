@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         TablesMissingError,
         UnsupportedBackendError,
     )
-    from workflow_storage.factory import create_storage_backend
+    from workflow_storage.factory import acreate_storage_backend, create_storage_backend
     from workflow_storage.models import ExecutionState, WorkflowRun
     from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
@@ -55,7 +55,7 @@ _MODULES = {
         "TablesMissingError",
         "UnsupportedBackendError",
     ),
-    "factory": ("create_storage_backend",),
+    "factory": ("acreate_storage_backend", "create_storage_backend"),
     "models": ("ExecutionState", "WorkflowRun"),
     "status": ("TERMINAL_STATUSES", "RunStatus"),
 }
@@ -84,6 +84,7 @@ __all__ = [
     "TablesMissingError",
     "UnsupportedBackendError",
     "WorkflowRun",
+    "acreate_storage_backend",
     "create_storage_backend",
 ]
 

@@ -205,7 +205,8 @@ class AbstractWorkflowRunRepository(ABC):
     def fail_stalled(self, idle: timedelta) -> int:
         """Set the runs of `list_stalled` to failed, with an error_message that says so.
 
-        A run that finishes meanwhile keeps its result.
+        A run that finishes meanwhile keeps its result, and one that gives a sign of life
+        goes on.
 
         Returns:
             How many runs were set to failed.
@@ -213,14 +214,18 @@ class AbstractWorkflowRunRepository(ABC):
         failed = 0
         for run in self.list_stalled(idle):
             with contextlib.suppress(StatusConflictError, RunNotFoundError):
-                self.update_status(
-                    run.id,
-                    RunStatus.FAILED,
-                    expected=RunStatus.RUNNING,
-                    error_message=f"Stalled: no sign of life for more than {idle}.",
-                )
+                self._fail_stalled_run(run.id, idle)
                 failed += 1
         return failed
+
+    def _fail_stalled_run(self, run_id: str, idle: timedelta) -> None:
+        """Set a run to failed if it is still running; a backend can look at it once more."""
+        self.update_status(
+            run_id,
+            RunStatus.FAILED,
+            expected=RunStatus.RUNNING,
+            error_message=f"Stalled: no sign of life for more than {idle}.",
+        )
 
     async def aadd(self, run: WorkflowRun) -> None:
         """Async twin of `add`."""

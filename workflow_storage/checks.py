@@ -52,4 +52,5 @@ def check_configuration(
 
 def is_in_memory(name: str) -> bool:
     """Whether the name of a SQLite database means memory rather than a file."""
-    return name == ":memory:" or "mode=memory" in name
+    # Django's test runner names its own databases so, and means it.
+    return name == ":memory:" or ("mode=memory" in name and not name.startswith("file:memorydb_"))

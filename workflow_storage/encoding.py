@@ -31,9 +31,13 @@ SMALL_STATE = 4096
 """Bytes up to which a state is stored whole: readable in SQL, and read at once."""
 
 _MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1; no JSON text begins with it
-_LEVEL = 3  # above it the time doubles for some percent of the size
+# Most states add little to their base; then the time is that of indexing the base, and the
+# lowest level that still finds it is best. Where much is new, size is worth more time.
+_LEVEL, _LEVEL_FOR_MUCH = 1, 7
+_MUCH = 16  # a part of the state
+_MIN_HASH_LOG = 14
+_INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
 _MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
-_INDEXED_BYTES = 1 << 20  # how much of a prefix level 3 looks for matches in
 
 # datetime is a date.
 _WITH_JSON_FORM = (date, time, timedelta, Decimal, UUID, Enum, BaseModel)
@@ -201,15 +205,16 @@ def encode_state(state: bytes, base: bytes | None) -> bytes:
         return state
     parameter = zstd.CompressionParameter
     size = len(base) + len(state)
+    much_is_new = (len(state) - len(base)) * _MUCH > len(state)
     options: dict[int, int] = {
-        parameter.compression_level: _LEVEL,
+        parameter.compression_level: _LEVEL_FOR_MUCH if much_is_new else _LEVEL,
         parameter.checksum_flag: 1,
         parameter.window_log: max(10, min(_MAX_WINDOW_LOG, size.bit_length())),
     }
-    if len(base) >= _INDEXED_BYTES // 2:
+    if not much_is_new or len(base) >= _INDEXED_BY_HIGH_LEVEL:
         # zstd indexes only the last 8 << hash_log bytes of a prefix (ZSTD_loadDictionaryContent
         # in lib/compress/zstd_compress.c), and would find nothing in what comes before.
-        options[parameter.hash_log] = (len(base) // 8).bit_length()
+        options[parameter.hash_log] = max(_MIN_HASH_LOG, (len(base) // 8).bit_length())
     delta = zstd.compress(state, options=options, zstd_dict=_prefix(base))
     return delta if len(delta) * 4 < len(state) * 3 else state
 

@@ -3,16 +3,19 @@
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dj_database_url
 import django
 import django.db
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -20,7 +23,11 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from workflow_storage.base import StorageBackend
 from workflow_storage.config import StorageConfig, without_password
-from workflow_storage.exceptions import StorageError, UnsupportedBackendError
+from workflow_storage.exceptions import (
+    StorageError,
+    StorageUnavailableError,
+    UnsupportedBackendError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +87,20 @@ def create_storage_backend(config: StorageConfig | str | None = None) -> Storage
     return backend
 
 
+async def acreate_storage_backend(config: StorageConfig | str | None = None) -> StorageBackend:
+    """Async twin of `create_storage_backend`, for a store that is first used in async code."""
+    return await sync_to_async(create_storage_backend, thread_sensitive=True)(config)
+
+
 def ensure_django() -> None:
     """Make Django ready where nobody else does: in a plain script or a notebook."""
     if apps.ready:
         return
     with _lock:
         if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+            # A notebook always runs an event loop, which Django then lets pass; see
+            # https://docs.djangoproject.com/en/stable/topics/async/#async-safety
+            os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
             settings.configure(
                 INSTALLED_APPS=["workflow_storage"],
                 DATABASES={},
@@ -104,6 +119,21 @@ def configured_alias() -> str:
         Its alias; ``default`` if the project's own backend is no Django database.
     """
     return _alias(create_storage_backend()) or DEFAULT_DB_ALIAS
+
+
+def missing_file(config: StorageConfig | str | None) -> str | None:
+    """Give the path of the SQLite file that a configuration names, if it is not there.
+
+    For whoever only reads, and should not make one.
+    """
+    ensure_django()
+    config = _as_config(config)
+    if config.backend in project_databases():
+        return None
+    database = _database(config)
+    path = str(database["NAME"])
+    is_file = database["ENGINE"] == _SQLITE and not path.startswith("file:")
+    return path if is_file and not Path(path).exists() else None
 
 
 def project_databases() -> dict[str, dict[str, Any]]:
@@ -193,14 +223,22 @@ def _unsupported(backend: str) -> UnsupportedBackendError:
 def _parsed(url: str) -> dict[str, Any]:
     if url.partition("://")[0] not in dj_database_url.ENGINE_SCHEMES:
         raise _unsupported(url)
+    if re.match(r"sqlite:(///$|//[^/:])", url):
+        raise UnsupportedBackendError(
+            f"{url!r} names no file. Write sqlite:///relative.db, sqlite:////absolute.db, or "
+            "sqlite://:memory: for a database that is gone when the process ends."
+        )
     try:
-        return dict(dj_database_url.parse(url))
+        database = dict(dj_database_url.parse(url))
+        if not url.startswith("sqlite:") and "@" in urlsplit(url).path:
+            raise ValueError("the password holds a slash")
     except ValueError:
         # Not chained: the parser's message can quote a part of the password.
         raise UnsupportedBackendError(
             f"The database URL {without_password(url)!r} cannot be read. Quote special "
             "characters in the user and the password with urllib.parse.quote(value, safe='')."
         ) from None
+    return database
 
 
 def _registered(database: dict[str, Any]) -> str:
@@ -213,25 +251,34 @@ def _registered(database: dict[str, Any]) -> str:
     # Fills in the defaults that Django expects; it asks for a default database, too.
     databases: dict[str, Any] = {DEFAULT_DB_ALIAS: {}, alias: dict(database)}
     connections.databases[alias] = connections.configure_settings(databases)[alias]
+    _registered_aliases.add(alias)
     try:
         _migrate(alias)
+    except (TypeError, ImportError, ImproperlyConfigured) as exc:
+        forget(alias)
+        raise UnsupportedBackendError(
+            f"A database of {database['ENGINE']} cannot be opened with these options: {exc}"
+        ) from exc
     except BaseException:
         forget(alias)
         raise
-    _registered_aliases.add(alias)
     return alias
 
 
 def forget(alias: str) -> None:
     """Take a database that was given by URL or path out of Django again; for tests."""
-    for connection in connections.all(initialized_only=True):
-        if connection.alias == alias:
-            connection.close()
-            del connections[alias]
+    opened = [
+        connection
+        for connection in connections.all(initialized_only=True)
+        if connection.alias == alias
+    ]
     del connections.databases[alias]
     for key in [key for key, backend in _backends.items() if _alias(backend) == alias]:
         del _backends[key]
     _registered_aliases.discard(alias)
+    for connection in opened:
+        del connections[alias]
+        connection.close()
 
 
 def _as_sqlite(database: dict[str, Any]) -> dict[str, Any]:
@@ -251,13 +298,14 @@ def _migrate(alias: str) -> None:
 
     from workflow_storage.backends.errors import storage_error
 
+    engine = str(connections.databases[alias]["ENGINE"])
     try:
         connection: Any = connections[alias]
     except ImproperlyConfigured as exc:
-        engine = str(connections.databases[alias]["ENGINE"])
-        extra = _DRIVERS.get(engine, f"the package of {engine}")
+        if engine not in _DRIVERS:
+            raise
         raise StorageError(
-            f"The driver of {engine} is not installed. Run: pip install '{extra}'"
+            f"The driver of {engine} is not installed. Run: pip install '{_DRIVERS[engine]}'"
         ) from exc
     deadline = time.monotonic() + _MIGRATION_TIMEOUT
     while True:
@@ -282,9 +330,10 @@ def _migrate(alias: str) -> None:
         except django.db.Error as exc:
             raise storage_error(alias, exc) from exc
     if "workflow_runs" not in connection.introspection.table_names():
-        raise ImproperlyConfigured(
-            f"A router in DATABASE_ROUTERS forbids the tables of workflow_storage in {alias!r}. "
-            "Let its allow_migrate() return None for databases that it does not know."
+        raise StorageError(
+            "The tables of workflow_storage were not made. Either a router in DATABASE_ROUTERS "
+            f"forbids them in {alias!r}: let its allow_migrate() return None for databases that "
+            "it does not know. Or MIGRATION_MODULES turns the app's migrations off."
         )
 
 
@@ -296,6 +345,11 @@ def _migration_lock(connection: Any) -> Iterator[None]:
         name = "workflow_storage migrate"
         with connection.cursor() as cursor:
             cursor.execute("SELECT GET_LOCK(%s, %s)", [name, _MIGRATION_TIMEOUT])
+            if cursor.fetchone() != (1,):
+                raise StorageUnavailableError(
+                    "Another process has been making the tables for longer than "
+                    f"{_MIGRATION_TIMEOUT:.0f} seconds. Look what it does, or try again."
+                )
             try:
                 yield
             finally:

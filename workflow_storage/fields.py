@@ -8,11 +8,13 @@ by code point.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
 from workflow_storage.encoding import dump_json, load_json
+from workflow_storage.exceptions import StorageError
 from workflow_storage.validation import payload_json
 
 if TYPE_CHECKING:
@@ -91,10 +93,13 @@ class ExactJSONField(_ByteForByte, _JSONField):
     ) -> Any:
         return None if value is None else payload_json(self.name, value)
 
-    def from_db_value(
-        self, value: str | None, expression: object, connection: BaseDatabaseWrapper
-    ) -> Any:
-        return None if value is None else load_json(value)
+    def from_db_value(self, value: Any, expression: object, connection: BaseDatabaseWrapper) -> Any:
+        if not isinstance(value, str):
+            return value  # NULL, or the value of a key
+        try:
+            return load_json(value)
+        except ValueError as exc:
+            raise StorageError(f"{self.name} cannot be read: {exc}") from exc
 
     def get_transform(self, lookup_name: str) -> Any:
         return _on_document(super().get_transform(lookup_name))
@@ -112,7 +117,8 @@ class _DocumentField(_JSONField):
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
         if connection.vendor == "postgresql":
-            return super().get_db_prep_value(value, connection, prepared)
+            readable = load_json(_ESCAPE.sub(_readable, dump_json(value)))
+            return super().get_db_prep_value(readable, connection, prepared)
         # SQLite and MariaDB compare documents as text.
         return dump_json(value)
 
@@ -138,7 +144,10 @@ class JSONDocument(models.Func):
     ) -> Any:
         template = _DOCUMENT_SQL[self._dialect(connection)]
         column, params = compiler.compile(self.get_source_expressions()[0])
-        return template.replace("{}", column), params * template.count("{}")
+        all_params: list[Any] = []
+        for part in _PLACE.findall(template):
+            all_params += params if part == "{}" else [_PATTERNS[part]]
+        return _PLACE.sub(lambda part: column if part[0] == "{}" else "%s", template), all_params
 
     @staticmethod
     def _dialect(connection: Any) -> str:
@@ -160,12 +169,33 @@ _POSTGRESQL = (
     rf"'{_STAYS}\\uFFFD', '\1', 'g') END)::jsonb"
 )
 
+# Patterns for MariaDB (PCRE) go as parameters: whether a backslash escapes in a literal is a
+# setting there. (*SKIP)(*FAIL) passes over the tokens that stay.
+_PATTERNS = {
+    "{escape}": r"\ud",
+    "{lone}": rf"{_STAYS}(*SKIP)(*FAIL)|\\u[dD][89a-fA-F][0-9a-fA-F]{{2}}",
+    "{replacement}": r"\\ufffd",
+}
+_PLACE = re.compile("|".join(map(re.escape, ["{}", *_PATTERNS])))
+
+# The same in Python, for the other side of a lookup.
+_ESCAPE = re.compile(rf"{_STAYS}|{_GOES}")
+
+
+def _readable(token: re.Match[str]) -> str:
+    return token[1] or r"\ufffd"
+
+
 # A document nested deeper than the database parses (SQLite 1000 to 2000 levels, MySQL 100,
 # MariaDB 31) must not fail the query for all the others: it matches no lookup.
 _DOCUMENT_SQL = {
     "postgresql": _POSTGRESQL,
     "sqlite": "(CASE WHEN JSON_VALID({}) THEN {} END)",
     "mysql": "(CASE WHEN JSON_VALID({}) THEN CAST({} AS JSON) END)",
-    "mariadb": "{}",
+    # JSON_EXTRACT also spaces documents the way that it spaces what they are compared with.
+    "mariadb": (
+        "JSON_EXTRACT(CASE WHEN INSTR({}, {escape}) = 0 THEN {} "
+        "ELSE REGEXP_REPLACE({}, {lone}, {replacement}) END, '$')"
+    ),
     "other": "{}",
 }

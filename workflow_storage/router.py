@@ -17,8 +17,12 @@ class WorkflowStorageRouter:
     """Sends the models of this package to the database of WORKFLOW_STORAGE."""
 
     def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
-        """Give the database for the models of this package."""
-        return _database() if model._meta.app_label == APP_LABEL else None
+        """Give the database for the models of this package: that of the run at hand, if any."""
+        if model._meta.app_label != APP_LABEL:
+            return None
+        instance = hints.get("instance")
+        own: str | None = instance._state.db if instance is not None else None
+        return own or _database()
 
     db_for_write = db_for_read
 

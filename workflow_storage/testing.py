@@ -320,6 +320,9 @@ class RunsContract:
             {"total_tokens": 1.5},
             {"total_tokens": True},
             {"total_cost_usd": math.inf},
+            {"total_cost_usd": Decimal("sNaN")},
+            {"started_at": datetime(1, 1, 1, tzinfo=timezone.get_fixed_timezone(330))},
+            {"started_at": datetime(9999, 12, 31, 23, tzinfo=timezone.get_fixed_timezone(-330))},
             {"total_cost_usd": "1.0"},
             {"total_cost_usd": 10**400},
             {"error_message": b"bytes"},
@@ -536,8 +539,13 @@ class RunsContract:
             backend.runs.count_runs(status=["failed", "done"])
         with pytest.raises(ValueError, match="started_after is a naive datetime"):
             backend.runs.list_runs(started_after=datetime(2026, 1, 1))
-        with pytest.raises(ValueError, match="limit"):
-            backend.runs.list_runs(limit=-1)
+        for limit in (-1, 10**30, 1.5, True):
+            with pytest.raises(ValueError, match="limit"):
+                backend.runs.list_runs(limit=limit)  # type: ignore[arg-type]
+        with pytest.raises(InvalidStatusError):
+            backend.runs.list_runs(status=5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no such filter"):
+            backend.runs.list_runs(name="x")  # type: ignore[call-arg]
         assert backend.runs.list_runs(limit=0) == []
 
     @against_the_store
@@ -725,6 +733,8 @@ class RunsContract:
             backend.runs.update_status(run.id, "done")
         with pytest.raises(InvalidStatusError):
             backend.runs.update_status(run.id, "failed", expected="done")
+        with pytest.raises(ValueError, match="expected is empty"):
+            backend.runs.update_status(run.id, "failed", expected=[])
         assert read_run(backend, run).status == "pending"
 
     def test_update_status_with_expected_changes_only_a_run_in_that_status(
@@ -872,7 +882,19 @@ class RunsContract:
         stored = read_run(backend, run)
         assert (stored.status, stored.outputs) == ("completed", "result")
 
-    @pytest.mark.parametrize("idle", [60, None, timedelta(seconds=-1)])
+    def test_fail_stalled_leaves_a_run_that_gives_a_sign_of_life_meanwhile(
+        self, backend: StorageBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = timezone.now() - timedelta(hours=2)
+        beating, saving = (stored_run(backend, status="running", started_at=old) for _ in "ab")
+        stalled = backend.runs.list_stalled(timedelta(hours=1))
+        monkeypatch.setattr(backend.runs, "list_stalled", lambda idle: stalled)
+        backend.runs.heartbeat(beating.id)
+        backend.states.save_state(saving.id, {}, "node")
+
+        assert backend.runs.fail_stalled(timedelta(hours=1)) == 0
+
+    @pytest.mark.parametrize("idle", [60, None, timedelta(seconds=-1), timedelta.max])
     def test_list_stalled_takes_a_timedelta(self, backend: StorageBackend, idle: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="Pass a timedelta"):
             backend.runs.list_stalled(idle)
@@ -917,6 +939,8 @@ class StatesContract:
         assert [backend.states.get_state(run.id, step) for step in range(40)] == history
         for step in (40, -1, 2**40):
             assert backend.states.get_state(run.id, step) is None
+        with pytest.raises(TypeError, match="step is a str"):
+            backend.states.get_state(run.id, "0")  # type: ignore[arg-type]
 
     def test_a_run_without_states_has_an_empty_history(self, backend: StorageBackend) -> None:
         run = stored_run(backend)
@@ -1201,6 +1225,37 @@ class ConcurrencyContract:
 
         assert sorted(outcomes) == ["StatusConflictError"] * 5 + ["done"]
         assert read_run(backend, run).outputs == outcomes.index("done")
+
+    def test_everything_at_once_on_a_few_runs_fails_only_as_promised(
+        self, backend: StorageBackend
+    ) -> None:
+        names = [f"run-{number}" for number in range(5)]
+        allowed = {"done", "RunNotFoundError", "RunAlreadyExistsError"}
+
+        def work(number: int) -> set[str]:
+            seen = set()
+            for turn in range(12):
+                name = names[(number + turn) % 5]
+                state = {"text": str(number) * (100 if turn % 2 else 6000)}
+                for call in (
+                    functools.partial(backend.runs.add, new_run(id=name)),
+                    functools.partial(backend.states.save_state, name, state, "node"),
+                    functools.partial(backend.runs.update_status, name, "completed"),
+                    functools.partial(backend.states.delete_states, name, keep_last=2),
+                    functools.partial(backend.runs.delete, name),
+                ):
+                    seen.add(outcome(call))
+                if number == 0:
+                    finished = functools.partial(
+                        backend.runs.delete_finished, before=timezone.now()
+                    )
+                    seen.add(outcome(finished))
+            return seen
+
+        assert set().union(*in_threads(6, work)) <= allowed
+        for run in backend.runs.iter_runs():
+            steps = [state["step"] for state in backend.states.iter_state_history(run.id)]
+            assert steps == list(range(steps[0], steps[0] + len(steps))) if steps else True
 
     def test_deleting_a_run_that_is_written_to_leaves_no_states(
         self, backend: StorageBackend

@@ -26,6 +26,9 @@ _T = TypeVar("_T")
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
 MAX_NODE_ID = 128
+MAX_COUNT = 2**31 - 1
+_YEARS = (1000, 9998)  # what every database holds, in every time zone
+_LONGEST_IDLE = timedelta(days=36_500)
 _BIGINT = range(-(2**63), 2**63)
 
 PAYLOADS = frozenset({"config_snapshot", "inputs", "outputs"})
@@ -74,9 +77,17 @@ def valid_status(status: Any) -> RunStatus:
 
 def valid_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatus]:
     """Check one status or several."""
-    if isinstance(statuses, str):
+    if isinstance(statuses, str) or not isinstance(statuses, Iterable):
         return frozenset({valid_status(statuses)})
     return frozenset(valid_status(status) for status in statuses)
+
+
+def valid_expected(expected: str | Iterable[str]) -> frozenset[RunStatus]:
+    """Check the statuses of a compare-and-set."""
+    statuses = valid_statuses(expected)
+    if not statuses:
+        raise ValueError("expected is empty. Name a status, or leave it out.")
+    return statuses
 
 
 def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatus]:
@@ -128,6 +139,10 @@ def valid_moment(field: str, value: object) -> datetime:
             f"{field} is a {kind} datetime ({value}), but USE_TZ is {settings.USE_TZ}. "
             f"Pass {wanted} one, such as django.utils.timezone.now()."
         )
+    if not _YEARS[0] <= value.year <= _YEARS[1]:
+        raise InvalidFieldError(
+            f"{field} is in the year {value.year}. Pass a time from {_YEARS[0]} to {_YEARS[1]}."
+        )
     return value
 
 
@@ -137,13 +152,15 @@ def valid_idle(idle: object) -> timedelta:
         raise TypeError(f"idle is a {type(idle).__name__}. Pass a timedelta.")
     if idle < timedelta(0):
         raise ValueError(f"idle is negative: {idle}. Pass a timedelta of 0 or more.")
+    if idle > _LONGEST_IDLE:
+        raise ValueError(f"idle is {idle}. Pass a timedelta of at most {_LONGEST_IDLE.days} days.")
     return idle
 
 
 def valid_count(name: str, value: object, minimum: int = 0) -> int:
     """Check a limit, a batch size or a number of states to keep."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} is {value!r}. Pass a whole number of at least {minimum}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
+        raise ValueError(f"{name} is {value!r}. Pass a whole number from {minimum} to {MAX_COUNT}.")
     return value
 
 
@@ -209,7 +226,7 @@ def _finite_number(field: str, value: object) -> float | None:
         raise InvalidFieldError(f"{field} is a {type(value).__name__}, not a number.")
     try:
         number = float(value)
-    except OverflowError:
+    except (OverflowError, ValueError):  # 10**400; a signalling NaN
         number = math.inf
     if not math.isfinite(number):
         raise InvalidFieldError(f"{field} is {value!r}. Pass a finite number.")

@@ -22,7 +22,9 @@ from workflow_storage import (
     StorageUnavailableError,
     TablesMissingError,
     WorkflowRun,
+    create_storage_backend,
 )
+from workflow_storage.backends.errors import storage_error
 from workflow_storage.backends.orm import (
     DjangoExecutionStateRepository,
     DjangoWorkflowRunRepository,
@@ -153,8 +155,6 @@ class TestPlainSQL:
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def filled_backend(request, django_db_blocker):
     """A store with enough runs that a plan with a full scan or a sort would be worse."""
-    from workflow_storage import create_storage_backend
-
     url = request.getfixturevalue(f"{request.param}_url")
     with django_db_blocker.unblock():
         backend = create_storage_backend(url)
@@ -303,8 +303,6 @@ class TestFailingDatabases:
     def test_after_a_lost_connection_the_next_call_connects_again(
         self, postgres_url, django_db_blocker
     ):
-        from workflow_storage import create_storage_backend
-
         with django_db_blocker.unblock():
             backend = create_storage_backend(postgres_url)
             ((pid,),) = select(backend.runs.alias, "SELECT pg_backend_pid()")
@@ -375,8 +373,6 @@ class TestFailingDatabases:
     def test_a_state_larger_than_a_mysql_packet_says_what_to_raise(
         self, mysql_url, django_db_blocker
     ):
-        from workflow_storage import create_storage_backend
-
         with django_db_blocker.unblock():
             backend = create_storage_backend(mysql_url)
             run = stored_run(backend)
@@ -386,6 +382,54 @@ class TestFailingDatabases:
                 backend.states.save_state(run.id, {"text": "x" * limit}, "node")
 
             assert backend.states.get_latest_state(run.id) is None
+
+
+class TestIsolation:
+    """Databases that give a whole transaction one snapshot (REPEATABLE READ)."""
+
+    @pytest.fixture
+    def backend(self, postgres_url, django_db_blocker):
+        with django_db_blocker.unblock():
+            options = "options=-c%20default_transaction_isolation=repeatable%5C%20read"
+            backend = create_storage_backend(f"{postgres_url}?{options}")
+            empty(backend.runs.alias)
+            yield backend
+            forget(backend.runs.alias)
+
+    def test_concurrent_states_are_all_kept(self, backend):
+        assert select(backend.runs.alias, "SHOW transaction_isolation") == [("repeatable read",)]
+        ConcurrencyContract().test_concurrent_states_of_one_run_from_threads_are_all_kept(backend)
+
+
+def test_a_password_in_a_drivers_error_is_masked(register):
+    register("masked", **{**sqlite_database("x"), "PASSWORD": "secret-password"})
+
+    error = storage_error("masked", OperationalError("no entry for u:secret-password@h"))
+
+    assert "secret-password" not in str(error)
+    assert "***" in str(error)
+
+
+def test_reading_a_history_and_deleting_runs_take_memory_for_a_batch_only(sql_backend):
+    run = stored_run(sql_backend)
+    for _ in range(50):
+        sql_backend.states.save_state(run.id, {}, "node")
+    for _ in range(7):
+        stored_run(sql_backend, status="failed")
+    sizes = []
+
+    def collect(execute, sql, params, many, context):
+        sizes.append((sql, len(params or ())))
+        return execute(sql, params, many, context)
+
+    with connections[sql_backend.runs.alias].execute_wrapper(collect):
+        sql_backend.states.get_state_history(run.id)
+        sql_backend.runs.delete_finished(before=timezone.now(), batch_size=2)
+
+    reads = [sql for sql, _ in sizes if "state_json" in sql]
+    assert len(reads) == 50 // 16 + 2
+    assert all("LIMIT 16" in sql for sql in reads)
+    assert max(count for sql, count in sizes if sql.startswith("DELETE")) == 2
 
 
 def open_with_djangos_defaults(path):

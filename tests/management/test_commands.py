@@ -91,10 +91,12 @@ def test_show_run_as_json_is_everything(sql_backend, sql_url):
 
 def test_show_run_with_many_states_names_the_rest(sql_backend, sql_url):
     run = stored_run(sql_backend)
-    for _ in range(60):
+    for _ in range(51):
         sql_backend.states.save_state(run.id, {}, "node")
 
     assert "the rest with --format json" in run_command("show_run", run.id, backend=sql_url)
+    sql_backend.states.delete_states(run.id, keep_last=50)
+    assert "the rest" not in run_command("show_run", run.id, backend=sql_url)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,13 @@ def test_show_run_with_many_states_names_the_rest(sql_backend, sql_url):
 def test_what_the_user_can_mend_is_a_command_error(args, message, db):
     with pytest.raises(CommandError, match=message):
         call_command(*args)
+
+
+def test_a_command_that_reads_makes_no_file(tmp_path):
+    for command in (["list_runs"], ["show_run", "x"]):
+        with pytest.raises(CommandError, match="There is no file"):
+            call_command(*command, backend=f"sqlite:///{tmp_path}/typo.db")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_backend_the_commands_read_the_projects_own(db):

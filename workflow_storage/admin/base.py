@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import Q
+from django.http import HttpResponseRedirect
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
@@ -38,6 +40,9 @@ class KeysetChangeList(ChangeList):
     def get_filters_params(self, params: Any = None) -> Any:
         lookups = super().get_filters_params(params)
         lookups.pop(BEFORE, None)
+        # A filter or a search begins at the first page again.
+        self.params.pop(BEFORE, None)
+        self.filter_params.pop(BEFORE, None)
         return lookups
 
     model_admin: ReadOnlyAdmin
@@ -59,11 +64,11 @@ class KeysetChangeList(ChangeList):
         self.show_admin_actions = bool(rows)
         self.can_show_all = self.multi_page = False
         self.next_page = (
-            self.get_query_string({BEFORE: self.result_list[-1].pk}, [])
+            self.get_query_string({BEFORE: self.result_list[-1].pk})
             if len(rows) > self.list_per_page
             else None
         )
-        self.first_page = self.get_query_string(remove=[BEFORE]) if BEFORE in request.GET else None
+        self.first_page = self.get_query_string() if BEFORE in request.GET else None
 
     def _after(self, before: str | None) -> Any:
         if before is None:
@@ -100,6 +105,19 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).using(configured_alias())
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        if any("\0" in value for values in request.GET.lists() for value in values[1]):
+            # PostgreSQL refuses it as a parameter; Django's own answer to a bad lookup.
+            return HttpResponseRedirect(f"{request.path}?{ERROR_FLAG}=1")
+        return super().changelist_view(request, extra_context)
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        if "\0" in unquote(object_id):
+            return None
+        return super().get_object(request, object_id, from_field)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeysetChangeList

@@ -150,5 +150,10 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         )
         return render_to_string(
             "admin/workflow_storage/states_table.html",
-            {"run": run, "states": states[:SHOWN_STATES], "more": len(states) > SHOWN_STATES},
+            {
+                "run": run,
+                "states": states[:SHOWN_STATES],
+                "more": len(states) > SHOWN_STATES,
+                "site": self.admin_site.name,
+            },
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import random
+import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import django.db
@@ -22,17 +24,43 @@ _R = TypeVar("_R")
 
 
 def translates_errors(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a repository's method raise errors of the contract, never a driver's."""
+    """Let a repository's method raise errors of the contract, never a driver's.
+
+    A transaction that the database gave up for another one (a deadlock, a serialization
+    failure) is tried again, unless it is the caller's.
+    """
 
     @functools.wraps(method)
     def translating(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return method(*args, **kwargs)
-        except django.db.Error as exc:
-            repository: Any = args[0]
-            raise storage_error(repository.alias, exc) from exc
+        repository: Any = args[0]
+        attempts = 0
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except django.db.Error as exc:
+                attempts += 1
+                own_transaction = not connections[repository.alias].in_atomic_block
+                if attempts < MAX_ATTEMPTS and own_transaction and _gave_way(exc):
+                    time.sleep(random.uniform(0, 0.01 * attempts))
+                    continue
+                raise storage_error(repository.alias, exc) from exc
 
     return translating
+
+
+MAX_ATTEMPTS = 20
+
+# Deadlock and serialization failure: PostgreSQL by SQLSTATE, MySQL and MariaDB by number
+# (ER_LOCK_DEADLOCK, ER_CHECKREAD).
+_GAVE_WAY_SQLSTATES = {"40001", "40P01"}
+_GAVE_WAY_ERRNOS = {1213, 1020}
+
+
+def _gave_way(exc: django.db.Error) -> bool:
+    """Whether the database rolled a transaction back in favour of another one."""
+    number = exc.args[0] if exc.args else None
+    sqlstate = getattr(exc.__cause__, "sqlstate", None)
+    return sqlstate in _GAVE_WAY_SQLSTATES or number in _GAVE_WAY_ERRNOS
 
 
 # What the databases call a table or a column that is not there: PostgreSQL by SQLSTATE
@@ -63,20 +91,32 @@ def storage_error(alias: str, exc: django.db.Error) -> StorageError:
         )
     if not isinstance(exc, django.db.OperationalError | django.db.InterfaceError):
         return StorageError(f"Database {alias!r} refused the operation: {text}")
+    if _gave_way(exc):
+        return StorageUnavailableError(
+            f"Another transaction changed the same rows of database {alias!r}: {text}. "
+            "Roll your transaction back and run it again."
+        )
     connection = connections[alias]
     if not connection.in_atomic_block:
         # Outside of requests nobody else drops a broken connection, and every later call
         # of this process would fail.
         connection.close_if_unusable_or_obsolete()
-    advice = (
-        "Another process writes for longer than the timeout; try again, or raise "
-        "OPTIONS['timeout']."
-        if "locked" in text
-        else "Check that the server runs and that the settings of the database are right."
-    )
+    if "locked" not in text:
+        advice = "Check that the server runs and that the settings of the database are right."
+    elif connection.in_atomic_block:
+        advice = (
+            "A transaction that began by reading cannot write once another one has; set "
+            "OPTIONS['transaction_mode'] to 'IMMEDIATE', or raise OPTIONS['timeout']."
+        )
+    else:
+        advice = (
+            "Another process writes for longer than the timeout; try again, or raise "
+            "OPTIONS['timeout']."
+        )
     return StorageUnavailableError(f"Database {alias!r} is unavailable: {text}. {advice}")
 
 
 def _without_password(alias: str, text: str) -> str:
     password = connections[alias].settings_dict.get("PASSWORD")
-    return text.replace(str(password), "***") if password else text
+    # A word that short would be masked where it is no password, and so be given away.
+    return text.replace(str(password), "***") if len(str(password or "")) > 3 else text

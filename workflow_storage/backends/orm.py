@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -25,7 +26,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from workflow_storage.backends.compiled import Parameter, Queries
-from workflow_storage.backends.errors import translates_errors
+from workflow_storage.backends.errors import MAX_ATTEMPTS, translates_errors
 from workflow_storage.base import (
     AbstractExecutionStateRepository,
     AbstractWorkflowRunRepository,
@@ -65,6 +66,7 @@ from workflow_storage.validation import (
     RUN_FIELDS,
     is_storable_name,
     valid_count,
+    valid_expected,
     valid_fields,
     valid_idle,
     valid_moment,
@@ -89,6 +91,9 @@ STATES_PAGE = 16
 
 # SQLite takes at most 32,766 parameters in a statement.
 MAX_BATCH = 10_000
+
+MAX_ATTEMPTS_IN_OWN = 1000
+"""Transactions in which a state is tried, while other writers take its step."""
 
 
 class _DjangoRepository:
@@ -148,10 +153,20 @@ class _DjangoRepository:
         if connections[self.alias].features.has_select_for_update:
             found = bool(self._locked(runs, to_delete=to_delete).values_list("pk"))
         else:
-            # SQLite locks the whole file at the first write of a transaction.
-            found = bool(runs.update(status=F("status")))
+            self._begin_writing()
+            found = runs.exists()
         if not found:
             raise RunNotFoundError(run_id)
+
+    def _begin_writing(self) -> None:
+        """Let a transaction on a SQLite file lock it now, if it did not when it began.
+
+        A transaction that has read cannot write once another one has.
+        """
+        connection = connections[self.alias]
+        options = connection.settings_dict["OPTIONS"]
+        if connection.vendor == "sqlite" and not begins_immediately(options):
+            self._runs.filter(pk="").update(status=F("status"))
 
 
 class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunRepository):
@@ -170,13 +185,17 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
             raise TypeError(f"add() takes a WorkflowRun, not a {type(run).__name__}.")
         fields = valid_fields({name: getattr(run, name) for name in RUN_FIELDS})
         _complete(fields)
-        try:
-            with self._one_statement():
-                self._run_queries.insert(**fields)
-        except IntegrityError as exc:
-            if self._status(run.id) is not None:
-                raise RunAlreadyExistsError(run.id) from exc
-            raise
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                with self._one_statement():
+                    self._run_queries.insert(**fields)
+                break
+            except IntegrityError as exc:
+                if self._status(run.id) is not None:
+                    raise RunAlreadyExistsError(run.id) from exc
+                # Whoever had the id has been deleted since.
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
         for name, value in fields.items():
             setattr(run, name, value)
         run._state.adding = False
@@ -248,7 +267,7 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
             changes |= dict.fromkeys(RESULT_TIMES)
         if new_status is RunStatus.RUNNING:
             changes["heartbeat_at"] = now
-        self._change(run_id, changes, None if expected is None else valid_statuses(expected))
+        self._change(run_id, changes, None if expected is None else valid_expected(expected))
 
     @translates_errors
     def heartbeat(self, run_id: str) -> None:
@@ -284,6 +303,7 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
         deleted = 0
         while True:
             with transaction.atomic(using=self.alias):
+                self._begin_writing()
                 run_ids = list(batch.values_list("pk", flat=True))
                 self._delete_runs(run_ids)
             if not run_ids:
@@ -293,15 +313,25 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
     @translates_errors
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
+        return list(self._stalled(idle).order_by("-started_at", "-id"))
+
+    @translates_errors
+    def _fail_stalled_run(self, run_id: str, idle: timedelta) -> None:
+        with transaction.atomic(using=self.alias):
+            self._lock(run_id)
+            if not self._stalled(idle).filter(pk=run_id).exists():
+                raise StatusConflictError(run_id, "alive", ("stalled",))
+            super()._fail_stalled_run(run_id, idle)
+
+    def _stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
         cutoff = timezone.now() - valid_idle(idle)
         newest_state = self._states.filter(run_id=OuterRef("pk")).order_by("-step")
-        stalled = (
+        return (
             self._runs.filter(status=RunStatus.RUNNING, started_at__lt=cutoff)
             .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
             .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
             .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
         )
-        return list(stalled.order_by("-started_at", "-id"))
 
     def _matching(self, values: Mapping[str, Any]) -> QuerySet[WorkflowRun]:
         """Give the runs that match what `_checked` gave, or parameters of those names."""
@@ -372,9 +402,10 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
                 ):
                     return
         status = self._status(run_id)
-        if status is None:
+        # Without an expectation, a run that is there now has been added since.
+        if status is None or expected is None:
             raise RunNotFoundError(run_id)
-        raise StatusConflictError(run_id, status, tuple(sorted(expected or ())))
+        raise StatusConflictError(run_id, status, tuple(sorted(expected)))
 
     def _delete_runs(self, run_ids: list[str]) -> None:
         self._states.filter(run_id__in=run_ids).delete()
@@ -410,6 +441,8 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
+        if not isinstance(step, int):
+            raise TypeError(f"step is a {type(step).__name__}. Pass a whole number.")
         states = self._states_of(run_id).filter(step=step)
         return self._first(run_id, states.values_list(*_CHECKPOINT)[:1])
 
@@ -545,12 +578,6 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
             and connection.features.can_return_columns_from_insert
         )
 
-    def begins_without_lock(self) -> bool:
-        """Whether a transaction that begins by reading may not be able to write."""
-        connection = connections[self.alias]
-        options = connection.settings_dict["OPTIONS"]
-        return connection.vendor == "sqlite" and not begins_immediately(options)
-
     def _states_of(self, run_id: str) -> QuerySet[ExecutionState]:
         return self._states.filter(run_id=run_id) if _possible_id(run_id) else self._states.none()
 
@@ -606,28 +633,29 @@ class DjangoStateWriter(StateWriter):
         text = valid_state(state_data)
         valid_name("node_id", node_id, MAX_NODE_ID)
         repository = self._repository
-        # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
-        # the step can be taken when it is inserted; a SQLite transaction that begins by
-        # reading cannot write once another one has. Then the lock comes first.
         if not _possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
         if len(text) <= SMALL_STATE and repository.inserts_at_once():
             with suppress(IntegrityError):
                 step, row_id = repository.insert_next(self.run_id, node_id, text)
                 return self._remember(step, row_id, text)
-        lock_first = repository.begins_without_lock()
-        while True:
+        own_transaction = not connections[self.alias].in_atomic_block
+        for attempt in itertools.count():
             try:
                 with transaction.atomic(using=self.alias):
-                    if lock_first:
+                    # PostgreSQL decides a step on a snapshot from before it waited for the
+                    # lock, so that the step can be taken when it is inserted. The second
+                    # time, the lock comes first, in a statement of its own.
+                    if attempt:
                         repository._lock(self.run_id)
                     step, row_id = self._append(text, node_id)
-                break
+                return self._remember(step, row_id, text)
             except IntegrityError:
-                if lock_first:
+                # With one snapshot for a whole transaction (REPEATABLE READ), only a new
+                # transaction sees the step that was taken.
+                if attempt >= (MAX_ATTEMPTS_IN_OWN if own_transaction else 1):
                     raise
-                lock_first = True
-        return self._remember(step, row_id, text)
+        raise AssertionError("unreachable")
 
     def _remember(self, step: int, row_id: int, text: bytes) -> int:
         remember(self._texts, step, text)
@@ -636,6 +664,7 @@ class DjangoStateWriter(StateWriter):
         return step
 
     def _append(self, text: bytes, node_id: str) -> tuple[int, int]:
+        self._repository._begin_writing()
         step, base_id = self._repository.next_step(self.run_id, base_step(self._next))
         stored = encode_state(text, self._base(step, base_id, len(text)))
         return step, self._repository.insert(self.run_id, step, node_id, stored)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from workflow_storage.exceptions import StorageError
-from workflow_storage.factory import create_storage_backend
+from workflow_storage.factory import create_storage_backend, missing_file
 from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class StorageCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Open the backend and show what the command is for."""
         try:
+            path = missing_file(options["backend"])
+            if path is not None:
+                raise CommandError(f"There is no file {path}. Check the path.")
             self.show(create_storage_backend(options["backend"]), options)
         except (StorageError, ImproperlyConfigured, ValidationError, ValueError) as exc:
             raise CommandError(str(exc)) from exc
@@ -67,7 +70,9 @@ class StorageCommand(BaseCommand):
         with console.capture() as captured:
             for renderable in renderables:
                 console.print(renderable)
-        lines = captured.get().splitlines()
+        encoding = getattr(self.stdout, "encoding", None) or "utf-8"
+        text = captured.get().encode(encoding, "backslashreplace").decode(encoding)
+        lines = text.splitlines()
         self.stdout.write("\n".join(line.rstrip() for line in lines))
 
 

@@ -80,7 +80,10 @@ def states_table(backend: StorageBackend, run: WorkflowRun) -> Table | str:
     table.add_column("Node", overflow="fold")
     table.add_column("Created", no_wrap=True)
     table.add_column("Keys of the state", overflow="fold")
-    for checkpoint in islice(backend.states.iter_state_history(run.id), SHOWN_STATES):
+    for checkpoint in islice(backend.states.iter_state_history(run.id), SHOWN_STATES + 1):
+        if table.row_count == SHOWN_STATES:
+            table.add_row("…", "", "", "the rest with --format json")
+            break
         keys = as_text(", ".join(checkpoint["state_data"]))
         table.add_row(
             str(checkpoint["step"]),
@@ -90,6 +93,4 @@ def states_table(backend: StorageBackend, run: WorkflowRun) -> Table | str:
         )
     if not table.row_count:
         return "No states."
-    if table.row_count == SHOWN_STATES:
-        table.add_row("…", "", "", "the rest with --format json")
     return table
