@@ -63,6 +63,8 @@ _ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATE
 # Not just "null", which prose about data is full of.
 _NULLS = (b":null", b"[null", b",null")
 
+_WITHOUT_NAN = frozenset({str, int, bool, type(None)})
+
 _BY_ORJSON = b" "
 """Ends a state that orjson wrote, and so can read exactly; it is white space to JSON."""
 
@@ -128,6 +130,8 @@ def _holds_nan(value: object) -> bool:
     rest: list[object] = [value]
     while rest:
         item = rest.pop()
+        if item.__class__ in _WITHOUT_NAN:  # the quickest way past most of them
+            continue
         if isinstance(item, float):
             if not math.isfinite(item):
                 return True
