@@ -5,13 +5,12 @@ Each node takes the state of the run and changes it; after each, the state is st
 
 import hashlib
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workflow_storage import RunStatus, StorageBackend, WorkflowRun
+from workflow_storage import RecordedRun, StorageBackend, record_run, resume_run
 
 WORKFLOW_NAME = "document-digest"
 
@@ -105,55 +104,34 @@ def nodes(state: State) -> Iterator[tuple[str, Node]]:
     yield "digest", digest
 
 
-def start(backend: StorageBackend, document: Path) -> WorkflowRun:
-    """Digest a document in a new run; an exception fails the run, and goes on its way."""
-    run = WorkflowRun(
-        workflow_name=WORKFLOW_NAME,
-        status=RunStatus.RUNNING,
-        inputs={"document": str(document)},
-    )
-    backend.runs.add(run)
-    _go_on(backend, run.id, document, {}, None)
-    return run
+def start(backend: StorageBackend, document: Path) -> str:
+    """Digest a document in a new run, and give the run's id."""
+    with record_run(WORKFLOW_NAME, inputs={"document": str(document)}, backend=backend) as run:
+        _go_on(run, document)
+    return run.run_id
 
 
 def resume(backend: StorageBackend, run_id: str, document: Path) -> None:
     """Go on with a failed run from its last checkpoint."""
-    backend.runs.update_status(
-        run_id, RunStatus.RUNNING, expected=RunStatus.FAILED, error_message=None
-    )
-    checkpoint = backend.states.get_latest_checkpoint(run_id)
-    state = checkpoint["state_data"] if checkpoint else {}
-    _go_on(backend, run_id, document, state, checkpoint["node_id"] if checkpoint else None)
+    with resume_run(run_id, backend=backend) as run:
+        _go_on(run, document)
 
 
-def _go_on(
-    backend: StorageBackend, run_id: str, document: Path, state: State, done: str | None
-) -> None:
-    runs, states = backend
-    try:
-        content = document.read_bytes()
-        remaining = nodes(state)
-        while done is not None and next(remaining)[0] != done:
-            pass
-        for node_id, node in remaining:
-            node(state, content)
-            states.save_state(run_id, state, node_id)
-    except Exception:
-        runs.update_status(
-            run_id,
-            RunStatus.FAILED,
-            expected=RunStatus.RUNNING,
-            error_message=traceback.format_exc(),
-        )
-        raise
-    outputs = {
+def _go_on(run: RecordedRun, document: Path) -> None:
+    content = document.read_bytes()
+    state = run.state or {}
+    remaining = nodes(state)
+    while run.node_id is not None and next(remaining)[0] != run.node_id:
+        pass
+    for node_id, node in remaining:
+        node(state, content)
+        run.save_state(state, node_id)
+    run.outputs = {
         "sections": len(state["sections"]),
         "words": sum(section["words"] for section in state["sections"]),
         "keywords": state["keywords"],
         "digest": state["digest"],
     }
-    runs.update_status(run_id, RunStatus.COMPLETED, expected=RunStatus.RUNNING, outputs=outputs)
 
 
 def _text(section: State, document: bytes) -> str:

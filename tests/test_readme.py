@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.S))
-def test_an_example_prints_what_it_says(code, db):
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_prints_what_it_says(code):
     out = io.StringIO()
     with redirect_stdout(out):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

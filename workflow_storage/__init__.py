@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from workflow_storage.factory import acreate_storage_backend, create_storage_backend
     from workflow_storage.models import ExecutionState, WorkflowRun
+    from workflow_storage.recorder import RecordedRun, current_run, record_run, resume_run
     from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 _MODULES = {
@@ -56,6 +57,7 @@ _MODULES = {
         "UnsupportedBackendError",
     ),
     "factory": ("acreate_storage_backend", "create_storage_backend"),
+    "recorder": ("RecordedRun", "current_run", "record_run", "resume_run"),
     "models": ("ExecutionState", "WorkflowRun"),
     "status": ("TERMINAL_STATUSES", "RunStatus"),
 }
@@ -72,6 +74,7 @@ __all__ = [
     "InvalidFieldError",
     "InvalidPayloadError",
     "InvalidStatusError",
+    "RecordedRun",
     "RunAlreadyExistsError",
     "RunNotFoundError",
     "RunStatus",
@@ -86,6 +89,9 @@ __all__ = [
     "WorkflowRun",
     "acreate_storage_backend",
     "create_storage_backend",
+    "current_run",
+    "record_run",
+    "resume_run",
 ]
 
 

@@ -19,7 +19,7 @@ from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from datetime import datetime, timedelta
 
     from workflow_storage.models import WorkflowRun
@@ -211,21 +211,31 @@ class AbstractWorkflowRunRepository(ABC):
         Returns:
             How many runs were set to failed.
         """
-        failed = 0
-        for run in self.list_stalled(idle):
-            with contextlib.suppress(StatusConflictError, RunNotFoundError):
-                self._fail_stalled_run(run.id, idle)
-                failed += 1
-        return failed
+        return sum(self.fail_if_stalled(run.id, idle) for run in self.list_stalled(idle))
 
-    def _fail_stalled_run(self, run_id: str, idle: timedelta) -> None:
-        """Set a run to failed if it is still running; a backend can look at it once more."""
+    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
+        """Set one run to failed if `list_stalled` would give it, and say whether it did.
+
+        A backend that can decide this in one step overrides it.
+        """
+        if all(run.id != run_id for run in self.list_stalled(idle)):
+            return False
+        with contextlib.suppress(StatusConflictError, RunNotFoundError):
+            self._fail_as_stalled(run_id, idle)
+            return True
+        return False
+
+    def _fail_as_stalled(self, run_id: str, idle: timedelta) -> None:
         self.update_status(
             run_id,
             RunStatus.FAILED,
             expected=RunStatus.RUNNING,
             error_message=f"Stalled: no sign of life for more than {idle}.",
         )
+
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Call something once what was written is committed; at once without a transaction."""
+        callback()
 
     async def aadd(self, run: WorkflowRun) -> None:
         """Async twin of `add`."""
@@ -304,6 +314,10 @@ class AbstractWorkflowRunRepository(ABC):
             last = page[-1]
             for run in page:
                 yield run
+
+    async def afail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
+        """Async twin of `fail_if_stalled`."""
+        return await sync_to_async(self.fail_if_stalled, thread_sensitive=True)(run_id, idle)
 
     async def afail_stalled(self, idle: timedelta) -> int:
         """Async twin of `fail_stalled`."""

@@ -79,7 +79,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
 
 logger = logging.getLogger(__name__)
@@ -316,12 +316,18 @@ class DjangoWorkflowRunRepository(_DjangoRepository, AbstractWorkflowRunReposito
         return list(self._stalled(idle).order_by("-started_at", "-id"))
 
     @translates_errors
-    def _fail_stalled_run(self, run_id: str, idle: timedelta) -> None:
-        with transaction.atomic(using=self.alias):
+    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
+        """See `AbstractWorkflowRunRepository.fail_if_stalled`."""
+        with transaction.atomic(using=self.alias), suppress(RunNotFoundError):
             self._lock(run_id)
-            if not self._stalled(idle).filter(pk=run_id).exists():
-                raise StatusConflictError(run_id, "alive", ("stalled",))
-            super()._fail_stalled_run(run_id, idle)
+            if self._stalled(idle).filter(pk=run_id).exists():
+                self._fail_as_stalled(run_id, idle)
+                return True
+        return False
+
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """See `AbstractWorkflowRunRepository.on_commit`."""
+        transaction.on_commit(callback, using=self.alias, robust=True)
 
     def _stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
         cutoff = timezone.now() - valid_idle(idle)

@@ -40,8 +40,7 @@ class Command(StorageCommand):
         call_command("migrate", verbosity=0)
         backend = create_storage_backend()
         self.stdout.write(f"1. {document.name}, from the first node to the last")
-        run = workflows.start(backend, document)
-        self._show_outputs(backend, run.id)
+        self._show_outputs(backend, workflows.start(backend, document))
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / document.name
             failed_id = self._fail(backend, document, copy)
