@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models.functions import Length
 
 from workflow_storage import DamagedStateError, ExecutionState
@@ -148,6 +149,28 @@ def test_a_run_with_a_damaged_state_goes_on_with_a_whole_one(sql_backend, run, c
     assert sql_backend.states.save_state(run.id, state, "node") == 101
     assert sql_backend.states.get_latest_state(run.id) == state
     assert "cannot serve as a base" in caplog.text
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+def test_a_writer_forgets_what_was_rolled_back(sql_backend, run, savepoint):
+    states = sql_backend.states
+    writer = states.writer(run.id)
+    state = changed_state(states.get_latest_state(run.id), "grow", 5000)
+    writer.save_state(state, "kept")
+    outer = transaction.atomic(using=states.alias) if savepoint else nullcontext()
+    with outer:
+        with pytest.raises(ZeroDivisionError), transaction.atomic(using=states.alias):
+            for _ in range(2):
+                writer.save_state(changed_state(state, "grow", 6000), "rolled back")
+            _ = 1 / 0
+        for number in range(2):
+            states.save_state(run.id, changed_state(state, "grow", 7000 + number), "other")
+
+        assert writer.save_state(changed_state(state, "grow", 8000), "writer") == 103
+
+    history = states.get_state_history(run.id)
+    assert [state["node_id"] for state in history[100:]] == ["kept", *["other"] * 2, "writer"]
+    assert history[-1]["state_data"] == changed_state(state, "grow", 8000)
 
 
 KILLED = """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import (
     BigIntegerField,
+    DateTimeField,
     DurationField,
     ExpressionWrapper,
     F,
@@ -83,6 +84,12 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
 logger = logging.getLogger(__name__)
+
+Row = tuple[int | None, "datetime | None"]
+"""What tells the row of a state: its id and created_at.
+
+SQLite gives an id again after a rollback, but not at the same time.
+"""
 
 _R = TypeVar("_R")
 
@@ -499,7 +506,7 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
                 self._make_whole(states, first, newest)
             return states.filter(step__lt=first).delete()[0]
 
-    def next_step(self, run_id: str, base: int) -> tuple[int, int | None]:
+    def next_step(self, run_id: str, base: int) -> tuple[int, Row]:
         """Lock a run and give its next step, in one statement.
 
         Args:
@@ -507,7 +514,7 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
             base: a step.
 
         Returns:
-            The next step, and the id of the row of the other step if there is one.
+            The next step, and what tells the row of the other step, with None if there is none.
 
         Raises:
             RunNotFoundError: if there is no such run.
@@ -516,50 +523,53 @@ class DjangoExecutionStateRepository(_DjangoRepository, AbstractExecutionStateRe
         def last_step_and_base() -> QuerySet[Any, Any]:
             states = self._states.filter(run_id=OuterRef("pk"))
             newest = states.order_by("-step").values("step")[:1]
-            of_base = states.filter(step=_STEP).values("id")[:1]
+            of_base = states.filter(step=_STEP)
             return self._locked(self._the_run()).values_list(
                 Subquery(newest, output_field=IntegerField()),
-                Subquery(of_base, output_field=BigIntegerField()),
+                Subquery(of_base.values("id")[:1], output_field=BigIntegerField()),
+                Subquery(of_base.values("created_at")[:1], output_field=DateTimeField()),
             )
 
-        for last_step, base_id in self._run_queries.rows(
+        for last_step, *base_row in self._run_queries.rows(
             "next step", last_step_and_base, run_id=run_id, step=base
         ):
-            return (0 if last_step is None else last_step + 1), base_id
+            return (0 if last_step is None else last_step + 1), tuple(base_row)
         raise RunNotFoundError(run_id)
 
-    def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> int:
-        """Insert a state as it is stored, and give the id of its row."""
+    def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> Row:
+        """Insert a state as it is stored, and give what tells its row."""
         delta = is_delta(stored)
+        now = timezone.now()
         (row_id,) = self._state_queries.insert(
             returning=["id"],
             run_id=run_id,
             step=step,
             node_id=node_id,
-            created_at=timezone.now(),
+            created_at=now,
             state_json=None if delta else stored.decode(),
             state_delta=stored if delta else None,
         )
-        return int(row_id)
+        return row_id, now
 
-    def insert_next(self, run_id: str, node_id: str, stored: bytes) -> tuple[int, int]:
+    def insert_next(self, run_id: str, node_id: str, stored: bytes) -> tuple[int, Row]:
         """Insert a whole state as the next one of a run, in one statement.
 
         Returns:
-            Its step, and the id of its row.
+            Its step, and what tells its row.
 
         Raises:
             IntegrityError: if there is no such run, or another writer took the step.
         """
+        now = timezone.now()
         row_id, step = self._state_queries.insert(
             returning=["id", "step"],
             computed=_computed_step,
             run_id=run_id,
             node_id=node_id,
-            created_at=timezone.now(),
+            created_at=now,
             state_json=stored.decode(),
         )
-        return step, row_id
+        return step, (row_id, now)
 
     def chain(self, run_id: str, step: int) -> list[ExecutionState]:
         """Give the states that a state is rebuilt from, itself first, as far as they are there."""
@@ -631,7 +641,7 @@ class DjangoStateWriter(StateWriter):
         self._repository = states
         self._next = 0
         self._texts: dict[int, bytes] = {}
-        self._row_ids: dict[int, int] = {}
+        self._rows: dict[int, Row] = {}
 
     @translates_errors
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
@@ -643,8 +653,8 @@ class DjangoStateWriter(StateWriter):
             raise RunNotFoundError(self.run_id)
         if len(text) <= SMALL_STATE and repository.inserts_at_once():
             with suppress(IntegrityError):
-                step, row_id = repository.insert_next(self.run_id, node_id, text)
-                return self._remember(step, row_id, text)
+                step, row = repository.insert_next(self.run_id, node_id, text)
+                return self._remember(step, row, text)
         own_transaction = not connections[self.alias].in_atomic_block
         for attempt in itertools.count():
             try:
@@ -654,8 +664,8 @@ class DjangoStateWriter(StateWriter):
                     # time, the lock comes first, in a statement of its own.
                     if attempt:
                         repository._lock(self.run_id)
-                    step, row_id = self._append(text, node_id)
-                return self._remember(step, row_id, text)
+                    step, row = self._append(text, node_id)
+                return self._remember(step, row, text)
             except IntegrityError:
                 # With one snapshot for a whole transaction (REPEATABLE READ), only a new
                 # transaction sees the step that was taken.
@@ -663,24 +673,24 @@ class DjangoStateWriter(StateWriter):
                     raise
         raise AssertionError("unreachable")
 
-    def _remember(self, step: int, row_id: int, text: bytes) -> int:
+    def _remember(self, step: int, row: Row, text: bytes) -> int:
         remember(self._texts, step, text)
-        remember(self._row_ids, step, row_id)
+        remember(self._rows, step, row)
         self._next = step + 1
         return step
 
-    def _append(self, text: bytes, node_id: str) -> tuple[int, int]:
+    def _append(self, text: bytes, node_id: str) -> tuple[int, Row]:
         self._repository._begin_writing()
-        step, base_id = self._repository.next_step(self.run_id, base_step(self._next))
-        stored = encode_state(text, self._base(step, base_id, len(text)))
+        step, base_row = self._repository.next_step(self.run_id, base_step(self._next))
+        stored = encode_state(text, self._base(step, base_row, len(text)))
         return step, self._repository.insert(self.run_id, step, node_id, stored)
 
-    def _base(self, step: int, base_id: int | None, size: int) -> bytes | None:
+    def _base(self, step: int, base_row: Row, size: int) -> bytes | None:
         """Give the JSON text of the base of a step: remembered, if the row is still that row."""
         if step == 0 or size <= SMALL_STATE:
             return None
         base = base_step(step)
-        if step != self._next or base_id is None or self._row_ids.get(base) != base_id:
+        if step != self._next or self._rows.get(base) != base_row:
             # Somebody else wrote to the run, or deleted from it, or this is the first time.
             self._reload(base)
         return self._texts.get(base)
@@ -688,7 +698,7 @@ class DjangoStateWriter(StateWriter):
     def _reload(self, step: int) -> None:
         """Remember a state and all that it is based on; nothing if it cannot be rebuilt."""
         self._texts.clear()
-        self._row_ids.clear()
+        self._rows.clear()
         for state in reversed(self._repository.chain(self.run_id, step)):
             try:
                 text = self._repository._rebuilt(state, self._texts)
@@ -698,7 +708,7 @@ class DjangoStateWriter(StateWriter):
                 continue
             if text is not None:
                 self._texts[state.step] = text
-                self._row_ids[state.step] = state.pk
+                self._rows[state.step] = state.pk, state.created_at
 
 
 def remember(values: dict[int, _R], step: int, value: _R) -> None:
