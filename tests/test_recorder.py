@@ -122,7 +122,7 @@ class TestRecording:
 
     def test_a_run_that_was_failed_meanwhile_is_told(self, backend):
         with (
-            pytest.raises(StatusConflictError, match="is failed, expected running"),
+            pytest.raises(StatusConflictError, match="is failed, or resumed"),
             record_run("w", backend=backend) as run,
         ):
             backend.runs.update_status(run.run_id, "failed", error_message="stalled")
@@ -130,6 +130,32 @@ class TestRecording:
 
         stored = only_run(backend)
         assert (stored.status, stored.outputs) == ("failed", None)
+
+    def test_a_run_that_another_process_has_resumed_is_left_to_it(self, backend):
+        def fail_and_resume(run):
+            time.sleep(0.01)
+            assert backend.runs.fail_stalled(timedelta(milliseconds=5)) == 1
+            return resume_run(run.run_id, backend=backend)
+
+        with pytest.raises(StatusConflictError), record_run("w", backend=backend) as run:
+            with pytest.raises(StatusConflictError), fail_and_resume(run) as second:
+                with fail_and_resume(second):
+                    run.outputs = second.outputs = "late"
+                    assert only_run(backend).status == "running"
+                assert only_run(backend).status == "completed"
+
+        assert (only_run(backend).status, only_run(backend).outputs) == ("completed", None)
+
+    def test_a_run_does_not_end_what_another_process_still_works_on(self, backend):
+        with (
+            pytest.raises(StatusConflictError, match="resumed by another process"),
+            record_run("w", backend=backend) as run,
+        ):
+            backend.runs.update_status(run.run_id, "failed", error_message="stalled")
+            backend.runs.update_status(run.run_id, "running", expected="failed")
+            run.outputs = "late"
+
+        assert (only_run(backend).status, only_run(backend).outputs) == ("running", None)
 
     def test_if_the_store_fails_too_the_exception_still_arrives(self, backend, monkeypatch, caplog):
         def unavailable(*args, **kwargs):

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 from asgiref.sync import sync_to_async
+from django.utils import timezone
 
 from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
@@ -230,7 +231,10 @@ class AbstractWorkflowRunRepository(ABC):
             run_id,
             RunStatus.FAILED,
             expected=RunStatus.RUNNING,
-            error_message=f"Stalled: no sign of life for more than {idle}.",
+            # The time tells this failure from one before; the recorder relies on that.
+            error_message=(
+                f"Stalled: no sign of life for more than {idle}, found at {timezone.now()}."
+            ),
         )
 
     def on_commit(self, callback: Callable[[], object]) -> None:

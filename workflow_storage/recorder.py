@@ -20,7 +20,12 @@ from django.db import connections
 from django.utils import timezone
 
 from workflow_storage.base import StorageBackend
-from workflow_storage.exceptions import InvalidFieldError, RunNotFoundError, StorageError
+from workflow_storage.exceptions import (
+    InvalidFieldError,
+    RunNotFoundError,
+    StatusConflictError,
+    StorageError,
+)
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
 from workflow_storage.signals import checkpoint_saved, run_finished, run_started
 from workflow_storage.status import RunStatus
@@ -301,6 +306,7 @@ class Recording:
         stack.close()
         status, fields = _outcome(run, exc)
         try:
+            _refuse_if_resumed(run, run._backend.runs.get(run.run_id))
             try:
                 run._backend.runs.update_status(
                     run.run_id, status, expected=RunStatus.RUNNING, **fields
@@ -350,6 +356,7 @@ class Recording:
     async def _afinish(self, run: RecordedRun, exc: BaseException | None) -> None:
         status, fields = _outcome(run, exc)
         try:
+            _refuse_if_resumed(run, await run._backend.runs.aget(run.run_id))
             try:
                 await run._backend.runs.aupdate_status(
                     run.run_id, status, expected=RunStatus.RUNNING, **fields
@@ -466,6 +473,18 @@ def _outcome(run: RecordedRun, exc: BaseException | None) -> tuple[RunStatus, di
     if isinstance(exc, asyncio.CancelledError):
         status = RunStatus.CANCELLED
     return status, {**fields, "error_message": describe_error(exc)}
+
+
+def _refuse_if_resumed(run: RecordedRun, stored: WorkflowRun | None) -> None:
+    """Leave a run alone that was failed and resumed by another process since it began here.
+
+    Its status is running, as if nothing had been; but who fails a run leaves an error, which
+    stays until the run has ended.
+    """
+    if stored is not None and stored.error_message != run.error_message:
+        raise StatusConflictError(
+            run.run_id, "failed, or resumed by another process", (RunStatus.RUNNING.value,)
+        )
 
 
 def _unstorable(run: RecordedRun, error: InvalidFieldError) -> tuple[RunStatus, dict[str, Any]]:
