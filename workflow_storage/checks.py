@@ -14,7 +14,7 @@ def check_configuration(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check the setting WORKFLOW_STORAGE and the database that it names, without opening it."""
-    from workflow_storage.backends.orm import begins_immediately
+    from workflow_storage.backends.orm_database import begins_immediately
     from workflow_storage.factory import SQLITE_OPTIONS, database_of_project
 
     try:
