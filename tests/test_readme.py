@@ -1,7 +1,10 @@
 """The README's code runs, and says what it prints."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,6 +22,23 @@ def test_an_example_prints_what_it_says(code):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
     assert out.getvalue().splitlines() == re.findall(r"print\(.*\) +# (.*)", code)
+
+
+def test_the_first_example_also_runs_in_a_plain_script(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if "DJANGO" not in name}
+
+    result = subprocess.run(
+        [sys.executable, "-c", EXAMPLES[0]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert result.stdout.split() == ["42", "812", "1"]
+    assert (tmp_path / "workflows.db").exists()
 
 
 def test_the_commands_make_their_own_environment():

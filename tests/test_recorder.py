@@ -1,6 +1,7 @@
 """Recording and resuming: what the block, the exception and the store each see."""
 
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -17,6 +18,8 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from workflow_storage import (
+    DamagedStateError,
+    ExecutionState,
     InvalidFieldError,
     InvalidPayloadError,
     RunAlreadyExistsError,
@@ -217,6 +220,81 @@ class TestRecording:
         assert sorted(sum(steps, [])) == list(range(20))  # noqa: RUF017
         assert only_run(backend).total_tokens == 4
 
+    @pytest.mark.parametrize(
+        "usage",
+        [
+            {"tokens": None},
+            {"tokens": 1.5},
+            {"tokens": True},
+            {"tokens": 2**63},
+            {"cost_usd": float("nan")},
+            {"tokens": 5, "cost_usd": None},
+            {"tokens": 5, "cost_usd": "1"},
+        ],
+        ids=str,
+    )
+    def test_usage_that_is_no_number_is_refused_and_nothing_added(self, backend, usage):
+        with record_run("w", backend=backend) as run:
+            run.add_usage(tokens=1, cost_usd=0.5)
+            with pytest.raises(InvalidFieldError):
+                run.add_usage(**usage)
+
+        stored = only_run(backend)
+        assert (stored.total_tokens, stored.total_cost_usd) == (1, 0.5)
+
+    def test_usage_survives_a_rollback_and_a_result_that_cannot_be_stored(self, backend):
+        with pytest.raises(InvalidPayloadError), record_run("w", backend=backend) as run:
+            with pytest.raises(OSError), transaction.atomic(using=backend.runs.alias):
+                run.add_usage(tokens=7)
+                run.save_state({"rolled": "back"}, "one")
+                raise OSError
+            run.save_state({"kept": True}, "two")
+            assert (run.step, run.state, run.node_id) == (0, {"kept": True}, "two")
+            run.outputs = object()
+
+        assert (only_run(backend).status, only_run(backend).total_tokens) == ("failed", 7)
+
+    def test_nothing_is_saved_after_the_end(self, backend):
+        with record_run("w", backend=backend) as run:
+            pass
+        with pytest.raises(StatusConflictError, match="is completed, expected running"):
+            run.save_state({}, "node")
+        assert backend.states.get_latest_state(run.run_id) is None
+
+    def test_an_exception_that_takes_no_note_and_cannot_be_printed_still_arrives(
+        self, backend, monkeypatch
+    ):
+        class Awkward(Exception):
+            __notes__ = "no list"
+
+            def __getattr__(self, name):
+                raise RuntimeError(name)
+
+        def unavailable(*args, **kwargs):
+            raise StorageUnavailableError("down")
+
+        with pytest.raises(Awkward), record_run("w", backend=backend):
+            raise Awkward
+        assert only_run(backend).status == "failed"
+        with pytest.raises(Awkward), record_run("w", backend=backend):
+            monkeypatch.setattr(backend.runs, "update_status", unavailable)
+            raise Awkward
+
+    def test_a_receiver_that_ends_the_process_cancels_the_run(self, backend):
+        def leave(sender, **kwargs):
+            raise SystemExit
+
+        run_started.connect(leave)
+        try:
+            with pytest.raises(SystemExit), record_run("w", backend=backend):
+                pytest.fail("the block ran")
+        finally:
+            run_started.disconnect(leave)
+
+        assert only_run(backend).status == "cancelled"
+        with pytest.raises(LookupError):
+            current_run()
+
 
 class TestDecorator:
     def test_arguments_become_inputs_and_the_result_outputs(self, backend):
@@ -267,6 +345,24 @@ class TestDecorator:
         assert (run.status, run.inputs, run.outputs) == ("completed", {"number": 4}, 8)
         assert backend.states.get_latest_state(run.id) == {"number": 4}
 
+    def test_methods_leave_their_object_out(self, backend):
+        class Pipeline:
+            @record_run("method", backend=backend)
+            def method(self, number):
+                return number
+
+            @classmethod
+            @record_run("classmethod", backend=backend)
+            def of(cls, number):
+                return number
+
+        assert Pipeline().method(1) == Pipeline.of(number=1) == 1
+        assert [run.inputs for run in backend.runs.list_runs()] == [{"number": 1}] * 2
+
+    def test_a_decorated_function_has_no_fixed_run_id(self, backend):
+        with pytest.raises(TypeError, match="Leave run_id out"):
+            record_run("w", run_id="one", backend=backend)(len)
+
     def test_generator_functions_are_refused(self, backend):
         def generate():
             yield 1
@@ -316,6 +412,17 @@ class TestResuming:
             resume_run(run.id, backend=backend),
         ):
             pytest.fail("the block ran")
+
+    def test_a_run_whose_last_state_is_damaged_stays_as_it_was(self, backend):
+        run_id = self.failed_run(backend)
+        states = ExecutionState.objects.using(backend.runs.alias).filter(run_id=run_id)
+        states.update(state_json="damaged")
+
+        with pytest.raises(DamagedStateError), resume_run(run_id, backend=backend):
+            pytest.fail("the block ran")
+
+        assert only_run(backend).status == "failed"
+        assert only_run(backend).error_message.startswith("ValueError: broke")
 
     def test_an_unknown_run_is_not_resumed(self, backend):
         with pytest.raises(RunNotFoundError), resume_run("gone", backend=backend):
@@ -398,7 +505,19 @@ class TestHeartbeats:
 
         async_to_sync(use)()
 
-    @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+    def test_leaving_the_block_in_a_transaction_does_not_wait_for_a_heartbeat(self, backend):
+        run = stored_run(backend, status="failed")
+
+        with transaction.atomic(using=backend.runs.alias):
+            with resume_run(run.id, backend=backend, heartbeat=0.01):
+                time.sleep(0.1)
+            left = time.monotonic()
+
+        assert only_run(backend).status == "completed"
+        assert time.monotonic() - left < 15
+        wait_for(lambda: not [t for t in threading.enumerate() if run.id in t.name], 40)
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True])
     def test_a_heartbeat_takes_seconds(self, backend, seconds):
         with pytest.raises(ValueError, match="Pass seconds"):
             record_run("w", backend=backend, heartbeat=seconds)
@@ -532,6 +651,23 @@ class TestAsync:
         async_to_sync(use)()
 
         assert only_run(backend).status == "cancelled"
+
+    @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
+    def test_a_task_that_is_cancelled_at_any_time_leaves_no_running_run(self, backend, delay):
+        async def work():
+            async with record_run("w", backend=backend) as run:
+                await run.asave_state({}, "node")
+
+        async def use():
+            task = asyncio.create_task(work())
+            await asyncio.sleep(delay)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        async_to_sync(use)()
+
+        assert backend.runs.count_runs(status="running") == 0
 
     def test_many_runs_at_once_do_not_mix(self, backend):
         async def one(number):

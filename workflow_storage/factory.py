@@ -104,6 +104,7 @@ def ensure_django() -> None:
             settings.configure(
                 INSTALLED_APPS=["workflow_storage"],
                 DATABASES={},
+                DATABASE_ROUTERS=["workflow_storage.router.WorkflowStorageRouter"],
                 USE_TZ=True,
                 DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
                 LOGGING_CONFIG=None,

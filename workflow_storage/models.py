@@ -152,6 +152,10 @@ def rebuilt_state(run_id: str, step: int, chain: Iterable[ExecutionState]) -> di
     Raises:
         DamagedStateError: if what is stored cannot be rebuilt.
     """
+    chain = list(chain)
+    for state in chain:
+        if state.step == step and state.state_json is not None:
+            return whole_state(run_id, step, state.state_json)
     return loaded_state(run_id, step, rebuilt_text(run_id, step, chain))
 
 

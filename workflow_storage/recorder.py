@@ -29,7 +29,7 @@ from workflow_storage.exceptions import (
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
 from workflow_storage.signals import checkpoint_saved, run_finished, run_started
 from workflow_storage.status import RunStatus
-from workflow_storage.validation import payload_json
+from workflow_storage.validation import payload_json, valid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ERROR_MESSAGE = 20_000
 """Characters of an error_message that is made from an exception."""
+
+STOP_TIMEOUT = 2.0
+"""Seconds that leaving a block waits for a heartbeat that is under way."""
 
 RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PENDING)
 
@@ -80,7 +83,10 @@ def record_run(
         heartbeat: seconds between signs of life while nothing is saved; None for none.
     """
     return Recording(
-        functools.partial(_Beginning, workflow_name, config, run_id), inputs, backend, heartbeat
+        functools.partial(_Beginning, workflow_name, config, run_id=run_id),
+        inputs,
+        backend,
+        heartbeat,
     )
 
 
@@ -118,7 +124,7 @@ def current_run() -> RecordedRun:
         LookupError: if there is none.
     """
     run = _current.get()
-    if run is None:
+    if run is None or run.status is not RunStatus.RUNNING:
         raise LookupError("No run is being recorded here. Call it inside record_run().")
     return run
 
@@ -154,9 +160,10 @@ class RecordedRun:
         self.step: int | None = None
         self._backend = backend
         self._writer = backend.states.writer(run.id)
-        # Nodes that run in threads share the writer.
+        # Nodes that run in threads share the writer, and the totals.
         self._saving = threading.Lock()
-        self._usage_to_store = False
+        self._lock = threading.Lock()
+        self._stored_usage = self._usage()
 
     def __repr__(self) -> str:
         return f"<RecordedRun {self.workflow_name} {self.run_id} {self.status}>"
@@ -167,22 +174,27 @@ class RecordedRun:
         Raises:
             InvalidPayloadError: (a TypeError) unless `state` is a dict of JSON values.
             RunNotFoundError: if the run has been deleted.
+            StatusConflictError: if the block has been left.
         """
+        self._refuse_after_the_end()
         with self._saving:
+            usage = self._usage_to_store()
+            if usage:
+                self._backend.runs.update(self.run_id, **usage)
+                self._stored_usage = usage
             step = self._writer.save_state(state, node_id)
-        usage = self._usage()
-        if usage:
-            self._backend.runs.update(self.run_id, **usage)
-        self._saved(state, node_id, step)
+            self._saved(state, node_id, step)
         self._send(checkpoint_saved, step=step, node_id=node_id)
         return step
 
     async def asave_state(self, state: dict[str, Any], node_id: str) -> int:
         """Async twin of `save_state`."""
-        step = await self._writer.asave_state(state, node_id)
-        usage = self._usage()
+        self._refuse_after_the_end()
+        usage = self._usage_to_store()
         if usage:
             await self._backend.runs.aupdate(self.run_id, **usage)
+            self._stored_usage = usage
+        step = await self._writer.asave_state(state, node_id)
         self._saved(state, node_id, step)
         await self._asend(checkpoint_saved, step=step, node_id=node_id)
         return step
@@ -193,11 +205,23 @@ class RecordedRun:
         Args:
             tokens: how many more.
             cost_usd: how much more, in USD.
+
+        Raises:
+            InvalidFieldError: (a ValueError) unless they are a whole and a finite number;
+                nothing is added then.
         """
-        with self._saving:
-            self.total_tokens = (self.total_tokens or 0) + tokens
-            self.total_cost_usd = (self.total_cost_usd or 0.0) + float(cost_usd)
-            self._usage_to_store = True
+        added = valid_fields({"total_tokens": tokens, "total_cost_usd": cost_usd})
+        if None in added.values():
+            raise InvalidFieldError("tokens or cost_usd is None. Leave it out, or pass a number.")
+        with self._lock:
+            totals = valid_fields(
+                {
+                    "total_tokens": (self.total_tokens or 0) + added["total_tokens"],
+                    "total_cost_usd": (self.total_cost_usd or 0.0) + added["total_cost_usd"],
+                }
+            )
+            self.total_tokens = totals["total_tokens"]
+            self.total_cost_usd = totals["total_cost_usd"]
 
     def heartbeat(self) -> None:
         """Give a sign of life."""
@@ -208,16 +232,22 @@ class RecordedRun:
         await self._backend.runs.aheartbeat(self.run_id)
 
     def _usage(self) -> dict[str, Any]:
-        """Give the totals if they are to be stored."""
-        with self._saving:
-            if not self._usage_to_store:
-                return {}
-            self._usage_to_store = False
-            return {"total_tokens": self.total_tokens, "total_cost_usd": self.total_cost_usd}
+        """Give the totals, if there are any."""
+        with self._lock:
+            totals = {"total_tokens": self.total_tokens, "total_cost_usd": self.total_cost_usd}
+        return {} if set(totals.values()) == {None} else totals
+
+    def _usage_to_store(self) -> dict[str, Any]:
+        """Give the totals, if they have changed since they were stored."""
+        totals = self._usage()
+        return {} if totals == self._stored_usage else totals
 
     def _saved(self, state: dict[str, Any], node_id: str, step: int) -> None:
-        if self.step is None or step > self.step:
-            self.state, self.node_id, self.step = state, node_id, step
+        self.state, self.node_id, self.step = state, node_id, step
+
+    def _refuse_after_the_end(self) -> None:
+        if self.status is not RunStatus.RUNNING:
+            raise StatusConflictError(self.run_id, self.status.value, (RunStatus.RUNNING.value,))
 
     def _send(self, signal: Signal, **kwargs: Any) -> None:
         if signal.receivers:
@@ -235,12 +265,14 @@ class Recording:
 
     def __init__(
         self,
-        opening: Callable[[Any], _Opening],
+        opening: functools.partial[Any],
         inputs: Any,
         backend: StorageBackend | StorageConfig | str | None,
         heartbeat: float | None,
     ) -> None:
-        if heartbeat is not None and not heartbeat > 0:
+        if heartbeat is not None and not (
+            not isinstance(heartbeat, bool) and 0 < heartbeat <= threading.TIMEOUT_MAX
+        ):
             raise ValueError(f"heartbeat is {heartbeat}. Pass seconds, more than 0, or None.")
         self._make_opening = opening
         self._inputs = inputs
@@ -257,11 +289,13 @@ class Recording:
                 f"{function.__qualname__} is a generator function, whose body runs after the "
                 "call. Use `with record_run(...)` inside it."
             )
+        if self._make_opening.keywords.get("run_id") is not None:
+            raise TypeError("A decorated function makes a run a call. Leave run_id out.")
         signature = inspect.signature(function)
 
         def recording(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
-            inputs = self._inputs
-            if inputs is None:
+            inputs = None if self._inputs is False else self._inputs
+            if self._inputs is None:
                 inputs = _arguments(signature, args, kwargs)
             return Recording(self._make_opening, inputs, self._backend, self._heartbeat)
 
@@ -287,13 +321,17 @@ class Recording:
         self._refuse_second_use()
         given = self._backend
         backend = given if isinstance(given, StorageBackend) else create_storage_backend(given)
-        opening = self._make_opening(None if self._inputs is False else self._inputs)
+        opening: _Opening = self._make_opening(self._inputs)
         self._run = run = opening.open(backend)
         self._stack = contextlib.ExitStack()
         self._stack.callback(_forget_current, _current.set(run))
-        if self._heartbeat is not None:
-            self._stack.callback(_beat_in_thread(run, self._heartbeat))
-        run._send(run_started)
+        try:
+            if self._heartbeat is not None:
+                self._stack.callback(_beat_in_thread(run, self._heartbeat))
+            run._send(run_started)
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
         return run
 
     def __exit__(
@@ -303,7 +341,11 @@ class Recording:
         tb: TracebackType | None,
     ) -> None:
         run, stack = self._opened()
-        stack.close()
+        # Stopping the heartbeats comes last: it can take a while, or be interrupted.
+        with stack:
+            self._finish(run, exc)
+
+    def _finish(self, run: RecordedRun, exc: BaseException | None) -> None:
         status, fields = _outcome(run, exc)
         try:
             _refuse_if_resumed(run, run._backend.runs.get(run.run_id))
@@ -330,13 +372,24 @@ class Recording:
         backend = (
             given if isinstance(given, StorageBackend) else await acreate_storage_backend(given)
         )
-        opening = self._make_opening(None if self._inputs is False else self._inputs)
-        self._run = run = await opening.aopen(backend)
+        opening: _Opening = self._make_opening(self._inputs)
+        task = asyncio.ensure_future(opening.aopen(backend))
+        try:
+            run = await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            # The store goes on opening the run; once it has, the run is cancelled.
+            await self._afinish(await task, exc)
+            raise
+        self._run = run
         self._stack = contextlib.ExitStack()
         self._stack.callback(_forget_current, _current.set(run))
-        if self._heartbeat is not None:
-            self._beating = asyncio.create_task(_beat(run, self._heartbeat))
-        await run._asend(run_started)
+        try:
+            if self._heartbeat is not None:
+                self._beating = asyncio.create_task(_beat(run, self._heartbeat))
+            await run._asend(run_started)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
         return run
 
     async def __aexit__(
@@ -349,7 +402,7 @@ class Recording:
         stack.close()
         if self._beating is not None:
             self._beating.cancel()
-            await asyncio.wait([self._beating])
+            await asyncio.wait([self._beating], timeout=STOP_TIMEOUT)
         # Shielded: a task that is cancelled while it ends still stores how it ended.
         await asyncio.shield(self._afinish(run, exc))
 
@@ -395,7 +448,7 @@ class _Opening:
 
 
 class _Beginning(_Opening):
-    def __init__(self, workflow_name: str, config: Any, run_id: str | None, inputs: Any) -> None:
+    def __init__(self, workflow_name: str, config: Any, inputs: Any, *, run_id: str | None) -> None:
         self.fields: dict[str, Any] = {
             "workflow_name": workflow_name,
             "config_snapshot": config,
@@ -429,14 +482,23 @@ class _Resumption(_Opening):
         runs, states = backend
         if self.stalled_after is not None:
             runs.fail_if_stalled(self.run_id, self.stalled_after)
-        runs.update_status(self.run_id, RunStatus.RUNNING, expected=RESUMABLE)
-        run = runs.get(self.run_id)
-        if run is None:
+        before = runs.get(self.run_id)
+        if before is None:
             raise RunNotFoundError(self.run_id)
-        resumed = RecordedRun(run, backend)
-        checkpoint = states.get_latest_checkpoint(self.run_id)
-        if checkpoint is not None:
-            resumed._saved(checkpoint["state_data"], checkpoint["node_id"], checkpoint["step"])
+        runs.update_status(self.run_id, RunStatus.RUNNING, expected=RESUMABLE)
+        try:
+            run = runs.get(self.run_id)
+            if run is None:
+                raise RunNotFoundError(self.run_id)
+            resumed = RecordedRun(run, backend)
+            checkpoint = states.get_latest_checkpoint(self.run_id)
+            if checkpoint is not None:
+                resumed._saved(checkpoint["state_data"], checkpoint["node_id"], checkpoint["step"])
+        except BaseException:
+            # Nobody works on it, then; a damaged state, say, can be mended and resumed.
+            with contextlib.suppress(StorageError):
+                runs.update_status(self.run_id, before.status, expected=RunStatus.RUNNING)
+            raise
         return resumed
 
     async def aopen(self, backend: StorageBackend) -> RecordedRun:
@@ -455,13 +517,16 @@ def _arguments(
     """Give the arguments of a call by parameter, or say which is not JSON."""
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    for name, value in bound.arguments.items():
+    arguments = dict(bound.arguments)
+    if arguments and next(iter(arguments)) in {"self", "cls"}:
+        del arguments[next(iter(arguments))]  # a method's own object is no input
+    for name, value in arguments.items():
         try:
             payload_json(f"the argument {name}", value)
         except InvalidFieldError as exc:
             exc.add_note("Or leave the arguments out with record_run(..., inputs=False).")
             raise
-    return dict(bound.arguments)
+    return arguments
 
 
 def _outcome(run: RecordedRun, exc: BaseException | None) -> tuple[RunStatus, dict[str, Any]]:
@@ -489,7 +554,7 @@ def _refuse_if_resumed(run: RecordedRun, stored: WorkflowRun | None) -> None:
 
 def _unstorable(run: RecordedRun, error: InvalidFieldError) -> tuple[RunStatus, dict[str, Any]]:
     """Give the outcome of a run whose result cannot be stored."""
-    return RunStatus.FAILED, {"error_message": describe_error(error)}
+    return RunStatus.FAILED, {**run._usage(), "error_message": describe_error(error)}
 
 
 def _ended(run: RecordedRun, status: RunStatus, fields: dict[str, Any]) -> None:
@@ -502,7 +567,9 @@ def _note(exc: BaseException | None, error: Exception, run: RecordedRun) -> None
     if exc is None:
         raise error
     logger.error("The end of workflow run %s could not be stored", run.run_id, exc_info=error)
-    exc.add_note(f"The end of workflow run {run.run_id} could not be stored: {error}")
+    # Some exceptions take no note; then the log has it.
+    with contextlib.suppress(Exception):
+        exc.add_note(f"The end of workflow run {run.run_id} could not be stored: {error}")
 
 
 def describe_error(exc: BaseException) -> str:
@@ -511,9 +578,13 @@ def describe_error(exc: BaseException) -> str:
     Returns:
         At most `MAX_ERROR_MESSAGE` characters; what is too long is cut in its middle.
     """
-    described = traceback.TracebackException.from_exception(exc, compact=True)
-    summary = "".join(described.format_exception_only()).strip()
-    text = f"{_cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{''.join(described.format()).strip()}"
+    try:
+        described = traceback.TracebackException.from_exception(exc, compact=True)
+        summary = "".join(described.format_exception_only()).strip()
+        text = f"{_cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{''.join(described.format()).strip()}"
+    except Exception:
+        logger.warning("An exception cannot be described", exc_info=True)
+        text = f"{type(exc).__name__} (its message and traceback cannot be printed)"
     return _cut(text, MAX_ERROR_MESSAGE)
 
 
@@ -535,9 +606,9 @@ def _beat_in_thread(run: RecordedRun, seconds: float) -> Callable[[], None]:
                 try:
                     run.heartbeat()
                 except RunNotFoundError:
-                    logger.warning("Workflow run %s was deleted while it runs", run.run_id)
-                    return
-                except StorageError:
+                    # Deleted; or begun in a transaction that is not committed yet.
+                    logger.info("A heartbeat of workflow run %s found no run", run.run_id)
+                except Exception:
                     logger.warning(
                         "A heartbeat of workflow run %s failed", run.run_id, exc_info=True
                     )
@@ -549,7 +620,8 @@ def _beat_in_thread(run: RecordedRun, seconds: float) -> Callable[[], None]:
 
     def stop() -> None:
         stopped.set()
-        thread.join()
+        # In the caller's transaction a heartbeat can wait for a lock until that ends.
+        thread.join(STOP_TIMEOUT)
 
     return stop
 
@@ -561,7 +633,6 @@ async def _beat(run: RecordedRun, seconds: float) -> None:
         try:
             await run.aheartbeat()
         except RunNotFoundError:
-            logger.warning("Workflow run %s was deleted while it runs", run.run_id)
-            return
-        except StorageError:
+            logger.info("A heartbeat of workflow run %s found no run", run.run_id)
+        except Exception:
             logger.warning("A heartbeat of workflow run %s failed", run.run_id, exc_info=True)

@@ -6,9 +6,9 @@ models then read and write there, and ``migrate`` makes the tables there only.
 
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, models
+from django.db import models
 
-from workflow_storage.factory import database_of_project, project_databases
+from workflow_storage.factory import configured_alias, database_of_project, project_databases
 
 APP_LABEL = "workflow_storage"
 
@@ -30,9 +30,9 @@ class WorkflowStorageRouter:
         """Allow the tables in that database, and in those given by URL or path."""
         if app_label != APP_LABEL or db not in project_databases():
             return None
-        return db == _database()
+        return db == database_of_project()[0]
 
 
 def _database() -> str:
     alias = database_of_project()[0]
-    return alias if alias in project_databases() else DEFAULT_DB_ALIAS
+    return alias if alias in project_databases() else configured_alias()

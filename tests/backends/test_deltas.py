@@ -2,14 +2,22 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
+import threading
+import time
+from contextlib import nullcontext, suppress
 
 import pytest
 from django.db import connections, transaction
 from django.db.models.functions import Length
 
-from workflow_storage import DamagedStateError, ExecutionState
-from workflow_storage.testing import changed_state, stored_run
+from workflow_storage import (
+    DamagedStateError,
+    ExecutionState,
+    StorageError,
+    create_storage_backend,
+)
+from workflow_storage.factory import forget
+from workflow_storage.testing import changed_state, in_threads, stored_run
 
 PROSE = 3000
 
@@ -70,19 +78,14 @@ def test_writing_reads_a_base_only_where_it_is_not_remembered(sql_backend, run):
     state = states.get_latest_state(run.id)
     writer = states.writer(run.id)
 
-    def statements(save):
-        return [
-            sql.split()[0]
-            for sql in queries_of(alias, save)
-            if not sql.startswith(("BEGIN", "SAVEPOINT", "RELEASE"))
-        ]
+    def reads(save):
+        return sum("state_delta" in sql for sql in queries_of(alias, save) if "SELECT" in sql)
 
-    first = statements(lambda: writer.save_state(state, "node"))
-    assert first == ["SELECT", "SELECT", "INSERT"]
+    assert reads(lambda: writer.save_state(state, "node")) == 1
     for _ in range(40):
-        assert statements(lambda: writer.save_state(state, "node")) == ["SELECT", "INSERT"]
-    assert statements(lambda: states.save_state(run.id, state, "node")) == first
-    assert statements(lambda: writer.save_state(state, "node")) == first
+        assert reads(lambda: writer.save_state(state, "node")) == 0
+    assert reads(lambda: states.save_state(run.id, state, "node")) == 1
+    assert reads(lambda: writer.save_state(state, "node")) == 1
 
 
 def test_the_model_gives_the_state_however_it_is_stored(sql_backend, run):
@@ -149,6 +152,75 @@ def test_a_run_with_a_damaged_state_goes_on_with_a_whole_one(sql_backend, run, c
     assert sql_backend.states.save_state(run.id, state, "node") == 101
     assert sql_backend.states.get_latest_state(run.id) == state
     assert "cannot serve as a base" in caplog.text
+
+
+@pytest.mark.parametrize("keep_last", [0, 1])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_state_is_never_based_on_one_that_is_being_deleted(sql_backend, run, keep_last, warm):
+    """A writer waits while another process deletes its base, and is then based on what is left."""
+    states = sql_backend.states
+    writer = states.writer(run.id)
+    state = states.get_latest_state(run.id)
+    if warm:
+        writer.save_state(state, "warm")
+    deleted, saving = threading.Event(), threading.Event()
+
+    def delete(number):
+        if number == 0:
+            with transaction.atomic(using=states.alias):
+                states.delete_states(run.id, keep_last=keep_last)
+                deleted.set()
+                saving.wait(10)
+                time.sleep(0.2)
+        else:
+            assert deleted.wait(10)
+            saving.set()
+            writer.save_state({**state, "new": True}, "after")
+
+    in_threads(2, delete)
+
+    history = states.get_state_history(run.id)
+    assert len(history) == keep_last + 1
+    assert history[-1]["state_data"] == {**state, "new": True}
+
+
+@pytest.mark.parametrize("keep_last", [0, 1])
+@pytest.mark.parametrize("vendor", ["postgres", "mysql"])
+def test_a_transaction_with_one_snapshot_never_writes_what_cannot_be_read(
+    request, django_db_blocker, vendor, keep_last
+):
+    url = request.getfixturevalue(f"{vendor}_url")
+    options = {
+        "postgres": "options=-c%20default_transaction_isolation=repeatable%5C%20read",
+        "mysql": "isolation_level=repeatable%20read",
+    }[vendor]
+    with django_db_blocker.unblock():
+        other = create_storage_backend(url)
+        backend = create_storage_backend(f"{url}?{options}")
+        run = stored_run(other)
+        state = {}
+        for number in range(6):
+            state = changed_state(state, "grow", 5000 + number)
+            other.states.save_state(run.id, state, "node")
+
+        with suppress(StorageError), transaction.atomic(using=backend.runs.alias):
+            backend.runs.count_runs()
+            in_threads(1, lambda _: other.states.delete_states(run.id, keep_last=keep_last))
+            backend.states.save_state(run.id, state, "in the snapshot")
+
+        for checkpoint in other.states.get_state_history(run.id):
+            assert checkpoint["state_data"] == state
+        other.runs.delete(run.id)
+        forget(backend.runs.alias)
+
+
+def test_deleting_states_goes_past_a_damaged_one(sql_backend, run):
+    states_of(sql_backend, run).filter(step=96).update(state_delta=b"\x28\xb5\x2f\xfdnothing")
+
+    assert sql_backend.states.delete_states(run.id, keep_last=10) == 90
+    assert sql_backend.states.delete_states(run.id, keep_last=2) == 8
+    with pytest.raises(DamagedStateError):
+        sql_backend.states.get_latest_state(run.id)
 
 
 @pytest.mark.parametrize("savepoint", [False, True])

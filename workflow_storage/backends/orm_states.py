@@ -60,7 +60,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,9 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         def latest() -> QuerySet[Any, Any]:
             return self._its_states().order_by("-step").values_list(*_CHECKPOINT)[:1]
 
-        return self._first(run_id, self._state_queries.rows("latest", latest, run_id=run_id))
+        return self._first(
+            run_id, lambda: self._state_queries.rows("latest", latest, run_id=run_id)
+        )
 
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
@@ -115,17 +117,29 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         if not isinstance(step, int):
             raise TypeError(f"step is a {type(step).__name__}. Pass a whole number.")
         states = self._states_of(run_id).filter(step=step)
-        return self._first(run_id, states.values_list(*_CHECKPOINT)[:1])
+        return self._first(run_id, lambda: list(states.values_list(*_CHECKPOINT)[:1]))
 
-    def _first(self, run_id: str, rows: Iterable[Any]) -> Checkpoint | None:
-        for step, node_id, created_at, text, delta in rows:
+    def _first(self, run_id: str, read: Callable[[], list[Any]]) -> Checkpoint | None:
+        """Give the checkpoint of the one row that a query finds."""
+        while rows := read():
+            step, node_id, created_at, text, delta = rows[0]
             if delta is None:
-                state_data = whole_state(run_id, step, text)
-            else:
-                state_data = rebuilt_state(run_id, step, self.chain(run_id, step))
-            return Checkpoint(
-                step=step, node_id=node_id, state_data=state_data, created_at=created_at
-            )
+                return Checkpoint(
+                    step=step,
+                    node_id=node_id,
+                    state_data=whole_state(run_id, step, text),
+                    created_at=created_at,
+                )
+            chain = self.chain(run_id, step)
+            # The chain is read in one statement; what it holds belongs together. If the state
+            # has been deleted since the first one, the query finds another, or none.
+            if chain and chain[0].step == step:
+                return Checkpoint(
+                    step=step,
+                    node_id=chain[0].node_id,
+                    state_data=rebuilt_state(run_id, step, chain),
+                    created_at=chain[0].created_at,
+                )
         return None
 
     def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
@@ -194,6 +208,19 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             return (0 if last_step is None else last_step + 1), tuple(base_row)
         raise RunNotFoundError(run_id)
 
+    def holds(self, row: Row) -> bool:
+        """Lock the row of a state, and say whether it is there.
+
+        A transaction with one snapshot for all its statements (REPEATABLE READ) reads rows
+        that others have deleted since, unless it locks them.
+        """
+        features = connections[self.alias].features
+        if not features.has_select_for_update:
+            return True
+        no_key = features.has_select_for_no_key_update
+        rows = self._states.filter(pk=row[0] or 0).select_for_update(no_key=no_key)
+        return bool(rows.values_list("pk"))
+
     def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> Row:
         """Insert a state as it is stored, and give what tells its row."""
         delta = is_delta(stored)
@@ -261,7 +288,11 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             # Few of them: the lowest bit that is set grows from one to the next.
             if base_step(step) < first:
                 for state in states.filter(step=step, state_delta__isnull=False):
-                    state.stored = state.rebuilt_text()
+                    try:
+                        state.stored = state.rebuilt_text()
+                    except DamagedStateError:
+                        logger.exception("A damaged state is left as it is")
+                        continue
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])
 
     @translates_errors
@@ -279,11 +310,10 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         if state.state_delta is None:
             return state.stored
         base = base_step(state.step)
-        try:
-            if base in texts:
+        if base in texts:
+            # If the run was deleted and begun anew meanwhile, it has another base by now.
+            with suppress(ValueError):
                 return apply_delta(state.stored, texts[base])
-        except ValueError as exc:
-            raise DamagedStateError(state.run_id, state.step, str(exc)) from exc
         chain = self.chain(state.run_id, state.step)
         if all(link.pk != state.pk for link in chain):
             return None
@@ -338,10 +368,20 @@ class DjangoStateWriter(StateWriter):
         return step
 
     def _append(self, text: bytes, node_id: str) -> tuple[int, Row]:
-        self._repository._begin_writing()
-        step, base_row = self._repository.next_step(self.run_id, base_step(self._next))
-        stored = encode_state(text, self._base(step, base_row, len(text)))
-        return step, self._repository.insert(self.run_id, step, node_id, stored)
+        repository = self._repository
+        features = connections[self.alias].features
+        if len(text) > SMALL_STATE and features.has_select_for_update:
+            # A statement that waits for a lock reads what was there before it waited, and
+            # the base may have been deleted since. So the lock has a statement of its own.
+            repository._lock(self.run_id)
+        else:
+            repository._begin_writing()
+        step, base_row = repository.next_step(self.run_id, base_step(self._next))
+        base = self._base(step, base_row, len(text))
+        if base is not None and not repository.holds(self._rows[base_step(step)]):
+            self._forget()
+            base = None
+        return step, repository.insert(self.run_id, step, node_id, encode_state(text, base))
 
     def _base(self, step: int, base_row: Row, size: int) -> bytes | None:
         """Give the JSON text of the base of a step: remembered, if the row is still that row."""
@@ -353,10 +393,13 @@ class DjangoStateWriter(StateWriter):
             self._reload(base)
         return self._texts.get(base)
 
-    def _reload(self, step: int) -> None:
-        """Remember a state and all that it is based on; nothing if it cannot be rebuilt."""
+    def _forget(self) -> None:
         self._texts.clear()
         self._rows.clear()
+
+    def _reload(self, step: int) -> None:
+        """Remember a state and all that it is based on; nothing if it cannot be rebuilt."""
+        self._forget()
         for state in reversed(self._repository.chain(self.run_id, step)):
             try:
                 text = self._repository._rebuilt(state, self._texts)
