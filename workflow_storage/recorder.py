@@ -13,7 +13,7 @@ import logging
 import threading
 import traceback
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -437,17 +437,15 @@ class Recording:
         return self._run, self._stack
 
 
-class _Opening:
+class _Opening(Protocol):
     """How a recording gets its run."""
 
-    def open(self, backend: StorageBackend) -> RecordedRun:
-        raise NotImplementedError
+    def open(self, backend: StorageBackend) -> RecordedRun: ...
 
-    async def aopen(self, backend: StorageBackend) -> RecordedRun:
-        raise NotImplementedError
+    async def aopen(self, backend: StorageBackend) -> RecordedRun: ...
 
 
-class _Beginning(_Opening):
+class _Beginning:
     def __init__(self, workflow_name: str, config: Any, inputs: Any, *, run_id: str | None) -> None:
         self.fields: dict[str, Any] = {
             "workflow_name": workflow_name,
@@ -473,7 +471,7 @@ class _Beginning(_Opening):
         return RecordedRun(run, backend)
 
 
-class _Resumption(_Opening):
+class _Resumption:
     def __init__(self, run_id: str, stalled_after: timedelta | None, _inputs: Any) -> None:
         self.run_id = run_id
         self.stalled_after = stalled_after
