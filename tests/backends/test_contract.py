@@ -18,6 +18,14 @@ class TestPostgreSQL(StorageContract):
         return opener(postgres_url)
 
 
+class TestPostgreSQLWithPreparedStatements(StorageContract):
+    """As the README suggests for speed."""
+
+    @pytest.fixture
+    def open_backend(self, postgres_url):
+        return opener(f"{postgres_url}?server_side_binding=true&prepare_threshold=5")
+
+
 class TestMariaDB(StorageContract):
     @pytest.fixture
     def open_backend(self, mysql_url):

@@ -142,29 +142,26 @@ def run(*, quick: bool) -> None:
         )
         if url:
             import psycopg
-            from psycopg import ClientCursor
+            from psycopg import ClientCursor, Cursor
 
-            create_storage_backend(url)
-            driver = PostgresDriver(
-                psycopg.connect(url, autocommit=True, cursor_factory=ClientCursor),
-                "%s",
-                "BEGIN",
-                "FOR NO KEY UPDATE",
-            )
             alchemy = url.replace("postgresql://", "postgresql+psycopg://")
             targets = dict.fromkeys(TARGETS, 1.5)
-            _compare(
-                "PostgreSQL",
-                url,
-                driver,
-                "psycopg",
-                targets,
-                rounds,
-                alchemy,
-                langgraph(url, None),
-            )
-            forget(create_storage_backend(url).runs.alias)
-            driver.connection.close()
+            prepared = f"{url}?server_side_binding=true&prepare_threshold=5"
+            for name, own_url, cursor in (
+                ("PostgreSQL", url, ClientCursor),
+                ("PostgreSQL with prepared statements", prepared, Cursor),
+            ):
+                runs = create_storage_backend(own_url).runs
+                driver = PostgresDriver(
+                    psycopg.connect(url, autocommit=True, cursor_factory=cursor),
+                    "%s",
+                    "BEGIN",
+                    "FOR NO KEY UPDATE",
+                )
+                peer = langgraph(url, None)
+                _compare(name, own_url, driver, "psycopg", targets, rounds, alchemy, peer)
+                forget(runs.alias)
+                driver.connection.close()
 
 
 def _compare(
