@@ -17,6 +17,7 @@ from django.core.management import call_command
 from django.db import connections, transaction
 from django.utils import timezone
 
+from tests.servers import postgres_database
 from workflow_storage import (
     DamagedStateError,
     ExecutionState,
@@ -26,10 +27,12 @@ from workflow_storage import (
     RunNotFoundError,
     StatusConflictError,
     StorageUnavailableError,
+    create_storage_backend,
     current_run,
     record_run,
     resume_run,
 )
+from workflow_storage.factory import forget
 from workflow_storage.recorder import MAX_ERROR_MESSAGE, describe_error
 from workflow_storage.signals import checkpoint_saved, run_finished, run_started
 from workflow_storage.testing import changed_state, in_threads, outcome, stored_run
@@ -484,16 +487,14 @@ class TestHeartbeats:
 
         assert caplog.text.count("A heartbeat of workflow run") == 3
 
-    def test_the_thread_closes_its_connection(self, postgres_url, django_db_blocker):
-        from workflow_storage import create_storage_backend
-
-        with django_db_blocker.unblock():
-            backend = create_storage_backend(postgres_url)
+    def test_the_thread_closes_its_connection(self, django_db_blocker):
+        with postgres_database() as url, django_db_blocker.unblock():
+            backend = create_storage_backend(url)
             with record_run("w", backend=backend, heartbeat=0.01) as run:
                 wait_for(lambda: backend.runs.get(run.run_id).heartbeat_at is not None)
-                assert open_connections(backend) == 2
+                wait_for(lambda: open_connections(backend) == 2)
             wait_for(lambda: open_connections(backend) == 1)
-            backend.runs.delete(run.run_id)
+            forget(backend.runs.alias)
 
     def test_async_heartbeats_end_with_the_block(self, backend):
         async def use():
