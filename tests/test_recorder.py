@@ -653,7 +653,7 @@ class TestAsync:
 
         assert only_run(backend).status == "cancelled"
 
-    @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
+    @pytest.mark.parametrize("delay", [0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01])
     def test_a_task_that_is_cancelled_at_any_time_leaves_no_running_run(self, backend, delay):
         async def work():
             async with record_run("w", backend=backend) as run:

@@ -32,7 +32,7 @@ from workflow_storage.status import RunStatus
 from workflow_storage.validation import payload_json, valid_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from datetime import timedelta
     from types import TracebackType
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from workflow_storage.models import WorkflowRun
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
+_R = TypeVar("_R")
 
 logger = logging.getLogger(__name__)
 
@@ -373,13 +374,11 @@ class Recording:
             given if isinstance(given, StorageBackend) else await acreate_storage_backend(given)
         )
         opening: _Opening = self._make_opening(self._inputs)
-        task = asyncio.ensure_future(opening.aopen(backend))
-        try:
-            run = await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            # The store goes on opening the run; once it has, the run is cancelled.
-            await self._afinish(await task, exc)
-            raise
+        opened, cancelled = await _to_the_end(opening.aopen(backend))
+        run = opened.result()
+        if cancelled is not None:
+            await _to_the_end(self._afinish(run, cancelled))
+            raise cancelled
         self._run = run
         self._stack = contextlib.ExitStack()
         self._stack.callback(_forget_current, _current.set(run))
@@ -403,8 +402,11 @@ class Recording:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating], timeout=STOP_TIMEOUT)
-        # Shielded: a task that is cancelled while it ends still stores how it ended.
-        await asyncio.shield(self._afinish(run, exc))
+        # A task that is cancelled while it ends still stores how it ended.
+        finished, cancelled = await _to_the_end(self._afinish(run, exc))
+        finished.result()
+        if cancelled is not None:
+            raise cancelled
 
     async def _afinish(self, run: RecordedRun, exc: BaseException | None) -> None:
         status, fields = _outcome(run, exc)
@@ -501,6 +503,24 @@ class _Resumption:
 
     async def aopen(self, backend: StorageBackend) -> RecordedRun:
         return await sync_to_async(self.open, thread_sensitive=True)(backend)
+
+
+async def _to_the_end(
+    work: Coroutine[Any, Any, _R],
+) -> tuple[asyncio.Task[_R], asyncio.CancelledError | None]:
+    """Wait for some work to end, however often the task that waits is cancelled.
+
+    Returns:
+        The work, done; and the cancellation, for the caller to raise when it is ready.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    return task, cancelled
 
 
 def _forget_current(token: Token[RecordedRun | None]) -> None:
