@@ -654,9 +654,12 @@ class TestAsync:
         assert only_run(backend).status == "cancelled"
 
     @pytest.mark.parametrize("delay", [0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01])
-    def test_a_task_that_is_cancelled_at_any_time_leaves_no_running_run(self, backend, delay):
+    @pytest.mark.parametrize("heartbeat", [None, 0.001])
+    def test_a_task_that_is_cancelled_at_any_time_leaves_no_running_run(
+        self, backend, delay, heartbeat
+    ):
         async def work():
-            async with record_run("w", backend=backend) as run:
+            async with record_run("w", backend=backend, heartbeat=heartbeat) as run:
                 await run.asave_state({}, "node")
 
         async def use():

@@ -347,25 +347,17 @@ class Recording:
             self._finish(run, exc)
 
     def _finish(self, run: RecordedRun, exc: BaseException | None) -> None:
-        status, fields = _outcome(run, exc)
+        status, fields, refused = _outcome(run, exc)
+        runs = run._backend.runs
         try:
-            _refuse_if_resumed(run, run._backend.runs.get(run.run_id))
-            try:
-                run._backend.runs.update_status(
-                    run.run_id, status, expected=RunStatus.RUNNING, **fields
-                )
-            except InvalidFieldError as error:
-                status, fields = _unstorable(run, error)
-                run._backend.runs.update_status(
-                    run.run_id, status, expected=RunStatus.RUNNING, **fields
-                )
-                _ended(run, status, fields)
-                run._send(run_finished)
-                raise
+            _refuse_if_resumed(run, runs.get(run.run_id))
+            runs.update_status(run.run_id, status, expected=RunStatus.RUNNING, **fields)
             _ended(run, status, fields)
             run._send(run_finished)
         except Exception as error:
             _note(exc, error, run)
+        if refused is not None:
+            raise refused
 
     async def __aenter__(self) -> RecordedRun:
         self._refuse_second_use()
@@ -375,10 +367,11 @@ class Recording:
         )
         opening: _Opening = self._make_opening(self._inputs)
         opened, cancelled = await _to_the_end(opening.aopen(backend))
-        run = opened.result()
         if cancelled is not None:
-            await _to_the_end(self._afinish(run, cancelled))
+            if opened.exception() is None:
+                await _to_the_end(self._afinish(opened.result(), cancelled))
             raise cancelled
+        run = opened.result()
         self._run = run
         self._stack = contextlib.ExitStack()
         self._stack.callback(_forget_current, _current.set(run))
@@ -399,35 +392,27 @@ class Recording:
     ) -> None:
         run, stack = self._opened()
         stack.close()
+        # A task that is cancelled while it ends still stores how it ended.
+        finished, cancelled = await _to_the_end(self._afinish(run, exc))
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating], timeout=STOP_TIMEOUT)
-        # A task that is cancelled while it ends still stores how it ended.
-        finished, cancelled = await _to_the_end(self._afinish(run, exc))
         finished.result()
         if cancelled is not None:
             raise cancelled
 
     async def _afinish(self, run: RecordedRun, exc: BaseException | None) -> None:
-        status, fields = _outcome(run, exc)
+        status, fields, refused = _outcome(run, exc)
+        runs = run._backend.runs
         try:
-            _refuse_if_resumed(run, await run._backend.runs.aget(run.run_id))
-            try:
-                await run._backend.runs.aupdate_status(
-                    run.run_id, status, expected=RunStatus.RUNNING, **fields
-                )
-            except InvalidFieldError as error:
-                status, fields = _unstorable(run, error)
-                await run._backend.runs.aupdate_status(
-                    run.run_id, status, expected=RunStatus.RUNNING, **fields
-                )
-                _ended(run, status, fields)
-                await run._asend(run_finished)
-                raise
+            _refuse_if_resumed(run, await runs.aget(run.run_id))
+            await runs.aupdate_status(run.run_id, status, expected=RunStatus.RUNNING, **fields)
             _ended(run, status, fields)
             await run._asend(run_finished)
         except Exception as error:
             _note(exc, error, run)
+        if refused is not None:
+            raise refused
 
     def _refuse_second_use(self) -> None:
         if self._run is not None:
@@ -547,15 +532,24 @@ def _arguments(
     return arguments
 
 
-def _outcome(run: RecordedRun, exc: BaseException | None) -> tuple[RunStatus, dict[str, Any]]:
-    """Give the status and the result fields of a run whose block was left."""
+def _outcome(
+    run: RecordedRun, exc: BaseException | None
+) -> tuple[RunStatus, dict[str, Any], InvalidFieldError | None]:
+    """Give the status and the result fields of a run whose block was left.
+
+    Returns:
+        Both, and the error for the caller if the result cannot be stored.
+    """
     fields = run._usage()
     if exc is None:
-        return RunStatus.COMPLETED, {**fields, "outputs": run.outputs, "error_message": None}
+        try:
+            payload_json("outputs", run.outputs)
+        except InvalidFieldError as error:
+            return RunStatus.FAILED, {**fields, "error_message": describe_error(error)}, error
+        fields |= {"outputs": run.outputs, "error_message": None}
+        return RunStatus.COMPLETED, fields, None
     status = RunStatus.FAILED if isinstance(exc, Exception) else RunStatus.CANCELLED
-    if isinstance(exc, asyncio.CancelledError):
-        status = RunStatus.CANCELLED
-    return status, {**fields, "error_message": describe_error(exc)}
+    return status, {**fields, "error_message": describe_error(exc)}, None
 
 
 def _refuse_if_resumed(run: RecordedRun, stored: WorkflowRun | None) -> None:
@@ -568,11 +562,6 @@ def _refuse_if_resumed(run: RecordedRun, stored: WorkflowRun | None) -> None:
         raise StatusConflictError(
             run.run_id, "failed, or resumed by another process", (RunStatus.RUNNING.value,)
         )
-
-
-def _unstorable(run: RecordedRun, error: InvalidFieldError) -> tuple[RunStatus, dict[str, Any]]:
-    """Give the outcome of a run whose result cannot be stored."""
-    return RunStatus.FAILED, {**run._usage(), "error_message": describe_error(error)}
 
 
 def _ended(run: RecordedRun, status: RunStatus, fields: dict[str, Any]) -> None:

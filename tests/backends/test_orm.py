@@ -4,6 +4,8 @@ import json
 import re
 import socket
 import sqlite3
+import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -30,7 +32,7 @@ from workflow_storage.backends.orm import (
     DjangoWorkflowRunRepository,
 )
 from workflow_storage.factory import SQLITE_OPTIONS, forget
-from workflow_storage.testing import ConcurrencyContract, new_run, stored_run
+from workflow_storage.testing import ConcurrencyContract, in_threads, new_run, stored_run
 
 
 @pytest.fixture
@@ -408,6 +410,27 @@ def test_a_password_in_a_drivers_error_is_masked(register):
 
     assert "secret-password" not in str(error)
     assert "***" in str(error)
+
+
+def test_a_run_that_is_resumed_while_finished_ones_are_deleted_is_kept(sql_backend):
+    run = stored_run(sql_backend, status="failed")
+    sql_backend.states.save_state(run.id, {"kept": True}, "node")
+    resumed = threading.Event()
+
+    def resume_or_delete(number):
+        if number == 0:
+            with transaction.atomic(using=sql_backend.runs.alias):
+                sql_backend.runs.update_status(run.id, "running", expected="failed")
+                resumed.set()
+                time.sleep(0.3)
+            return None
+        assert resumed.wait(10)
+        return sql_backend.runs.delete_finished(before=timezone.now())
+
+    assert in_threads(2, resume_or_delete)[1] == 0
+
+    assert sql_backend.runs.get(run.id).status == "running"
+    assert sql_backend.states.get_latest_state(run.id) == {"kept": True}
 
 
 def test_reading_a_history_and_deleting_runs_take_memory_for_a_batch_only(sql_backend):

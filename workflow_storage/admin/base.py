@@ -20,7 +20,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from workflow_storage.factory import configured_alias
-from workflow_storage.validation import is_storable_name
+from workflow_storage.validation import MAX_RUN_ID, is_storable_name
 
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet
@@ -95,6 +95,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_full_result_count = False
     sortable_by = ()
     ordering: ClassVar[tuple[str, ...]] = ()
+    longest_term: ClassVar[int] = MAX_RUN_ID
+    """Characters of the longest thing that can be searched for."""
     payloads: ClassVar[tuple[str, ...]] = ()
     """Fields that a list does not read, for they can be large."""
 
@@ -119,6 +121,21 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return None
         return super().get_object(request, object_id, from_field)
 
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find rows by a whole id or name, through an index."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if not is_storable_name(term, self.longest_term):
+            return queryset.none(), False
+        return self.rows_found(queryset, term), False
+
+    def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        """Give the rows that a search term names."""
+        return queryset.filter(pk=term)
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeysetChangeList
 
@@ -130,11 +147,6 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
-
-
-def is_searchable(term: str, max_length: int) -> bool:
-    """Whether a search term can be a name or id at all; a database refuses some others."""
-    return is_storable_name(term, max_length)
 
 
 def json_block(value: Any) -> SafeString | str:

@@ -11,7 +11,6 @@ from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.admin.base import (
     ReadOnlyAdmin,
-    is_searchable,
     json_block,
     text_block,
 )
@@ -20,7 +19,6 @@ from workflow_storage.validation import MAX_WORKFLOW_NAME
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
-    from django.http import HttpRequest
     from django.utils.safestring import SafeString
 
 SHOWN_STATES = 200
@@ -32,6 +30,7 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
     """Shows runs, newest first."""
 
     ordering = ("-started_at", "-id")
+    longest_term = MAX_WORKFLOW_NAME
     payloads = ("config_snapshot", "inputs", "outputs", "error_message")
     list_display = (
         "id",
@@ -77,17 +76,10 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         "states_table",
     )
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """Find a run by its id, or runs by the name of their workflow, through an index."""
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        if not is_searchable(term, MAX_WORKFLOW_NAME):
-            return queryset.none(), False
+    def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        """Give the run with that id, or the runs of the workflow with that name."""
         by_id = queryset.filter(pk=term)
-        return (by_id if by_id.exists() else queryset.filter(workflow_name=term)), False
+        return by_id if by_id.exists() else queryset.filter(workflow_name=term)
 
     @admin.display(description=_("status"))
     def status_badge(self, run: WorkflowRun) -> SafeString:

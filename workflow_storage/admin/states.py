@@ -10,13 +10,11 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.admin.base import ReadOnlyAdmin, is_searchable, json_block
+from workflow_storage.admin.base import ReadOnlyAdmin, json_block
 from workflow_storage.models import ExecutionState
-from workflow_storage.validation import MAX_RUN_ID
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
-    from django.http import HttpRequest
     from django.utils.safestring import SafeString
 
 
@@ -32,16 +30,9 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     fields = ("run_link", "step", "node_id", "created_at", "state")
     readonly_fields = ("run_link", "state")
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """Find the states of a run by its id, in the order of their index: newest step first."""
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        if not is_searchable(term, MAX_RUN_ID):
-            return queryset.none(), False
-        return queryset.filter(run_id=term), False
+    def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        """Give the states of the run with that id, newest step first."""
+        return queryset.filter(run_id=term)
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
         """Let the page of a run link to its states."""
