@@ -1,4 +1,4 @@
-"""A site whose one view records a run, for an ASGI server; its database is DATABASE_URL."""
+"""A site whose one view records a run, for an ASGI server; its store is STORAGE_URL."""
 
 import os
 
@@ -6,9 +6,12 @@ import dj_database_url
 import django
 from django.conf import settings
 
-database = dj_database_url.parse(os.environ["DATABASE_URL"])
-# A server takes about 100 connections; a pool lets 500 requests share a few.
-database["OPTIONS"] = {"pool": {"min_size": 1, "max_size": 8, "timeout": 60}}
+url = os.environ["STORAGE_URL"]
+is_redis = url.startswith("redis")
+database = dj_database_url.parse("sqlite://:memory:" if is_redis else url)
+if not is_redis:
+    # A server takes about 100 connections; a pool lets 500 requests share a few.
+    database["OPTIONS"] = {"pool": {"min_size": 1, "max_size": 8, "timeout": 60}}
 
 settings.configure(
     SECRET_KEY="only-for-tests",
@@ -16,6 +19,7 @@ settings.configure(
     ROOT_URLCONF=__name__,
     INSTALLED_APPS=["workflow_storage"],
     DATABASES={"default": database},
+    WORKFLOW_STORAGE=f"{url}&max_connections=8" if is_redis else "default",
     USE_TZ=True,
 )
 django.setup()

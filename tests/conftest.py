@@ -5,7 +5,7 @@ import functools
 import pytest
 from django.db import connections
 
-from tests.servers import mysql_database, postgres_database
+from tests.servers import delete_keys, mysql_database, postgres_database, redis_cluster, redis_keys
 from workflow_storage import StorageBackend, create_storage_backend
 from workflow_storage.factory import forget
 from workflow_storage.models import ExecutionState, WorkflowRun
@@ -43,6 +43,20 @@ def mysql_url(django_db_blocker):
         yield from _ready(url, django_db_blocker)
 
 
+@pytest.fixture(scope="session")
+def redis_url():
+    with redis_keys() as url:
+        yield url
+        create_storage_backend(url).runs.store.close()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url():
+    with redis_cluster() as servers:
+        yield servers.url
+        create_storage_backend(servers.url).runs.store.close()
+
+
 def _ready(url, django_db_blocker):
     """Let the tests reach a database that is none of DATABASES, and close it in the end."""
     with django_db_blocker.unblock():
@@ -69,15 +83,34 @@ def backend(open_backend, django_db_blocker):
     yield from emptied(open_backend.args[0], django_db_blocker)
 
 
+@pytest.fixture(params=["sqlite", "postgres", "mysql", "redis", "redis_cluster"])
+def any_url(request):
+    """The URL of each backend in turn."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def any_backend(any_url, django_db_blocker):
+    """An empty store on each backend in turn."""
+    yield from emptied(any_url, django_db_blocker)
+
+
 def emptied(url, django_db_blocker) -> StorageBackend:
     with django_db_blocker.unblock():
         backend = create_storage_backend(url)
-        empty(backend.runs.alias)
+        empty(backend)
         yield backend
-        empty(backend.runs.alias)
+        empty(backend)
 
 
-def empty(alias: str) -> None:
+def empty(backend: StorageBackend) -> None:
+    """Empty a store past its repositories."""
+    store = getattr(backend.runs, "store", None)
+    if store is not None:
+        for server in store.servers():
+            delete_keys(server, store.prefix)
+        return
+    alias = backend.runs.alias
     connections[alias].close_if_unusable_or_obsolete()
     ExecutionState.objects.using(alias).all().delete()
     WorkflowRun.objects.using(alias).all()._raw_delete(alias)

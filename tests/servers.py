@@ -1,15 +1,23 @@
 """The real servers that the tests use: where they are, and databases of our own on them."""
 
 import os
+import random
+import socket
+import subprocess
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
 MYSQL_URL = os.environ.get("TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/")
+REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
+REDIS_SERVER = os.environ.get("TEST_REDIS_SERVER", "redis-server")
 REQUIRE_ALL = os.environ.get("TEST_REQUIRE_ALL_BACKENDS") == "1"
 
 
@@ -76,3 +84,152 @@ def mysql_database() -> Iterator[str]:
     finally:
         cursor.execute(f"DROP DATABASE {name}")
         server.close()
+
+
+@contextmanager
+def redis_keys() -> Iterator[str]:
+    """Take a key prefix of our own on the Redis server, and give the URL with it."""
+    import redis
+
+    client = redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3)
+    try:
+        client.ping()
+    except redis.RedisError as exc:
+        unavailable("Redis", exc, "start a server and set TEST_REDIS_URL=redis://host:port/db")
+    prefix = f"workflow_storage_test_{uuid.uuid4().hex[:12]}"
+    try:
+        yield f"{REDIS_URL}?prefix={prefix}"
+    finally:
+        delete_keys(client, prefix)
+        client.close()
+
+
+def delete_keys(client, prefix: str) -> None:
+    """Delete all keys of a prefix on a server."""
+    # One at a time, for those of a cluster are in several slots.
+    pipeline = client.pipeline(transaction=False)
+    for key in client.scan_iter(match=f"{{{prefix}*", count=1000):
+        pipeline.unlink(key)
+    pipeline.execute()
+
+
+class RedisServers:
+    """Redis servers of our own on free ports, in a folder; a cluster, with or without replicas."""
+
+    def __init__(self, folder: Path, count: int, *options: str) -> None:
+        self.folder = folder
+        self.ports = free_ports(count)
+        self.options = options
+        self.processes: dict[int, subprocess.Popen] = {}
+
+    def __enter__(self):
+        try:
+            for port in self.ports:
+                self.start(port)
+            for port in self.ports:
+                self.client(port)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info):
+        for port in list(self.processes):
+            self.kill(port)
+
+    def start(self, port: int) -> None:
+        folder = self.folder / str(port)
+        folder.mkdir(exist_ok=True)
+        command = [REDIS_SERVER, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        try:
+            self.processes[port] = subprocess.Popen(
+                [*command, *self.options], cwd=folder, stdout=subprocess.DEVNULL
+            )
+        except OSError as exc:
+            unavailable(
+                "Redis Cluster", exc, "install redis-server, or set TEST_REDIS_SERVER to its path"
+            )
+
+    def kill(self, port: int) -> None:
+        process = self.processes.pop(port)
+        process.kill()
+        process.wait(timeout=30)
+
+    def client(self, port: int):
+        """Give a client of a server that answers."""
+        import redis
+
+        client = redis.Redis(port=port, socket_timeout=10)
+        wait_until(lambda: answers(client))
+        return client
+
+    def make_cluster(self, masters: int) -> str:
+        """Make them a cluster, the first ones masters and each of the others a replica of one.
+
+        Returns:
+            Its URL.
+        """
+        clients = [self.client(port) for port in self.ports]
+        for client in clients[1:]:
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0])
+        for number, client in enumerate(clients[:masters]):
+            first, end = (16384 * place // masters for place in (number, number + 1))
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+        wait_until(lambda: all(knows(client, len(clients)) for client in clients))
+        for number, client in enumerate(clients[masters:]):
+            master = clients[number % masters].execute_command("CLUSTER", "MYID")
+            client.execute_command("CLUSTER", "REPLICATE", master)
+        wait_until(lambda: all(is_ready(client) for client in clients))
+        for client in clients[masters:]:
+            wait_until(
+                lambda client=client: client.info("replication")["master_link_status"] == "up"
+            )
+        nodes = ",".join(f"127.0.0.1:{port}" for port in self.ports[:masters])
+        return f"redis+cluster://{nodes}"
+
+
+@contextmanager
+def redis_cluster(masters: int = 3, replicas: int = 0, *options: str) -> Iterator[RedisServers]:
+    """Start a cluster, and give its servers, with its URL as `url`."""
+    with tempfile.TemporaryDirectory(prefix="workflow-storage-redis-") as folder:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *options)
+        with RedisServers(Path(folder), masters * (1 + replicas), *options) as servers:
+            servers.url = servers.make_cluster(masters)
+            yield servers
+
+
+def free_ports(count: int) -> list[int]:
+    """Give free ports whose cluster bus, 10,000 above, is free too."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as bus:
+            one.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            if port not in ports:
+                ports.append(port)
+    return ports
+
+
+def answers(client) -> bool:
+    import redis
+
+    try:
+        return client.ping()
+    except redis.RedisError:
+        return False
+
+
+def knows(client, count: int) -> bool:
+    return client.cluster("INFO")["cluster_known_nodes"] == str(count)
+
+
+def is_ready(client) -> bool:
+    return client.cluster("INFO")["cluster_state"] == "ok"
+
+
+def wait_until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)

@@ -5,9 +5,11 @@ from django.core import checks
 from django.core.management import call_command
 from django.db import connections
 
-from workflow_storage import ExecutionState, WorkflowRun
+from tests.servers import RedisServers
+from workflow_storage import ExecutionState, WorkflowRun, create_storage_backend
 from workflow_storage.checks import check_configuration
 from workflow_storage.factory import SQLITE_OPTIONS, forget
+from workflow_storage.router import WorkflowStorageRouter
 
 
 @pytest.fixture
@@ -146,3 +148,57 @@ def test_migrate_makes_the_tables_in_the_database_of_the_setting(
         finally:
             for alias in ("main", "reporting"):
                 forget(alias)
+
+
+class TestRedis:
+    @pytest.fixture
+    def server(self, tmp_path, settings):
+        with RedisServers(tmp_path, 1) as servers:
+            settings.WORKFLOW_STORAGE = f"redis://127.0.0.1:{servers.ports[0]}"
+            yield servers.client(servers.ports[0])
+            create_storage_backend().runs.store.close()
+
+    def test_a_server_that_forgets_is_a_warning(self, server):
+        (message,) = check_configuration(None)
+        assert message.id == "workflow_storage.W004"
+        assert "neither an append-only file nor snapshots" in message.msg
+
+        server.config_set("save", "3600 1")
+        assert check_configuration(None) == []
+        server.config_set("save", "")
+        server.config_set("appendonly", "yes")
+        assert check_configuration(None) == []
+
+    @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+    def test_a_server_that_evicts_is_a_warning(self, server, policy):
+        server.config_set("save", "3600 1")
+        server.config_set("maxmemory-policy", policy)
+        (message,) = check_configuration(None)
+        assert message.id == "workflow_storage.W005"
+        assert policy in message.msg
+
+        server.config_set("maxmemory-policy", "volatile-lru")
+        assert check_configuration(None) == []
+
+    def test_every_node_of_a_cluster_is_asked(self, redis_cluster_url, settings):
+        settings.WORKFLOW_STORAGE = redis_cluster_url
+        (message,) = check_configuration(None)
+        assert message.msg.count("127.0.0.1:") == 3
+
+    def test_a_server_that_does_not_answer_or_tell_says_nothing(self, server, settings):
+        server.execute_command("ACL", "SETUSER", "default", "-config")
+        assert check_configuration(None) == []
+        for url in ("redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"):
+            settings.WORKFLOW_STORAGE = url
+            assert check_configuration(None) == []
+
+    def test_a_url_that_cannot_be_used_names_no_backend(self, settings):
+        settings.WORKFLOW_STORAGE = "redis://host/0?unknown=1"
+        (message,) = check_configuration(None)
+        assert message.id == "workflow_storage.W001"
+
+    def test_the_models_stay_in_the_projects_databases(self, server, db):
+        router = WorkflowStorageRouter()
+        assert router.db_for_read(WorkflowRun) == "default"
+        assert router.allow_migrate("default", "workflow_storage") is None
+        assert WorkflowRun.objects.count() == 0

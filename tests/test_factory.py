@@ -295,7 +295,7 @@ class TestConfig:
             "postgresql://me:hush@hush@127.0.0.1:1/x",
             "postgresql://me:hush/hush@127.0.0.1:1/x",
             "mysql://127.0.0.1:1/x?password=hush",
-            "redis://:hush@host",
+            "mongodb://:hush@host",
             "mysql:me:hush@host/x",
             "postgresql//me:hush@h/x",
             "host=localhost password=hush",
@@ -442,6 +442,7 @@ def test_the_whole_contract_has_async_twins():
     for repository in (AbstractExecutionStateRepository, AbstractWorkflowRunRepository):
         names = {name for name in vars(repository) if not name.startswith("_")} - {
             "writer",
+            "in_transaction",
             "on_commit",
         }
         twins = {name for name in names if name[0] == "a" and name[1:] in names}

@@ -16,7 +16,8 @@ EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_an_example_prints_what_it_says(code):
+def test_an_example_prints_what_it_says(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = io.StringIO()
     with redirect_stdout(out):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

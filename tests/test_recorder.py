@@ -39,8 +39,8 @@ from workflow_storage.testing import changed_state, in_threads, outcome, stored_
 
 
 @pytest.fixture
-def backend(sql_backend):
-    return sql_backend
+def backend(any_backend):
+    return any_backend
 
 
 def only_run(backend):
@@ -187,17 +187,17 @@ class TestRecording:
         with pytest.raises(RuntimeError, match="used already"):
             recording.__enter__()
 
-    def test_a_checkpoint_of_a_recorded_run_reads_no_state(self, backend):
+    def test_a_checkpoint_of_a_recorded_run_reads_no_state(self, sql_backend):
         statements = []
 
         def collect(execute, sql, params, many, context):
             statements.append(sql)
             return execute(sql, params, many, context)
 
-        with record_run("w", backend=backend) as run:
+        with record_run("w", backend=sql_backend) as run:
             state = changed_state({}, "grow", 9000)
             run.save_state(state, "first")
-            with connections[backend.runs.alias].execute_wrapper(collect):
+            with connections[sql_backend.runs.alias].execute_wrapper(collect):
                 for _ in range(10):
                     state = changed_state(state, "grow", 1000)
                     run.save_state(state, "node")
@@ -245,9 +245,9 @@ class TestRecording:
         stored = only_run(backend)
         assert (stored.total_tokens, stored.total_cost_usd) == (1, 0.5)
 
-    def test_usage_survives_a_rollback_and_a_result_that_cannot_be_stored(self, backend):
-        with pytest.raises(InvalidPayloadError), record_run("w", backend=backend) as run:
-            with pytest.raises(OSError), transaction.atomic(using=backend.runs.alias):
+    def test_usage_survives_a_rollback_and_a_result_that_cannot_be_stored(self, sql_backend):
+        with pytest.raises(InvalidPayloadError), record_run("w", backend=sql_backend) as run:
+            with pytest.raises(OSError), transaction.atomic(using=sql_backend.runs.alias):
                 run.add_usage(tokens=7)
                 run.save_state({"rolled": "back"}, "one")
                 raise OSError
@@ -255,7 +255,7 @@ class TestRecording:
             assert (run.step, run.state, run.node_id) == (0, {"kept": True}, "two")
             run.outputs = object()
 
-        assert (only_run(backend).status, only_run(backend).total_tokens) == ("failed", 7)
+        assert (only_run(sql_backend).status, only_run(sql_backend).total_tokens) == ("failed", 7)
 
     def test_nothing_is_saved_after_the_end(self, backend):
         with record_run("w", backend=backend) as run:
@@ -416,16 +416,16 @@ class TestResuming:
         ):
             pytest.fail("the block ran")
 
-    def test_a_run_whose_last_state_is_damaged_stays_as_it_was(self, backend):
-        run_id = self.failed_run(backend)
-        states = ExecutionState.objects.using(backend.runs.alias).filter(run_id=run_id)
+    def test_a_run_whose_last_state_is_damaged_stays_as_it_was(self, sql_backend):
+        run_id = self.failed_run(sql_backend)
+        states = ExecutionState.objects.using(sql_backend.runs.alias).filter(run_id=run_id)
         states.update(state_json="damaged")
 
-        with pytest.raises(DamagedStateError), resume_run(run_id, backend=backend):
+        with pytest.raises(DamagedStateError), resume_run(run_id, backend=sql_backend):
             pytest.fail("the block ran")
 
-        assert only_run(backend).status == "failed"
-        assert only_run(backend).error_message.startswith("ValueError: broke")
+        assert only_run(sql_backend).status == "failed"
+        assert only_run(sql_backend).error_message.startswith("ValueError: broke")
 
     def test_an_unknown_run_is_not_resumed(self, backend):
         with pytest.raises(RunNotFoundError), resume_run("gone", backend=backend):
@@ -506,15 +506,15 @@ class TestHeartbeats:
 
         async_to_sync(use)()
 
-    def test_leaving_the_block_in_a_transaction_does_not_wait_for_a_heartbeat(self, backend):
-        run = stored_run(backend, status="failed")
+    def test_leaving_the_block_in_a_transaction_does_not_wait_for_a_heartbeat(self, sql_backend):
+        run = stored_run(sql_backend, status="failed")
 
-        with transaction.atomic(using=backend.runs.alias):
-            with resume_run(run.id, backend=backend, heartbeat=0.01):
+        with transaction.atomic(using=sql_backend.runs.alias):
+            with resume_run(run.id, backend=sql_backend, heartbeat=0.01):
                 time.sleep(0.1)
             left = time.monotonic()
 
-        assert only_run(backend).status == "completed"
+        assert only_run(sql_backend).status == "completed"
         assert time.monotonic() - left < 15
         wait_for(lambda: not [t for t in threading.enumerate() if run.id in t.name], 40)
 
@@ -573,16 +573,16 @@ class TestSignals:
             ("finished", "b", "failed", None),
         ]
 
-    def test_signals_wait_for_the_commit(self, backend, received):
-        with pytest.raises(OSError), transaction.atomic(using=backend.runs.alias):
-            with record_run("w", backend=backend):
+    def test_signals_wait_for_the_commit(self, sql_backend, received):
+        with pytest.raises(OSError), transaction.atomic(using=sql_backend.runs.alias):
+            with record_run("w", backend=sql_backend):
                 pass
             assert received == []
             raise OSError
         assert received == []
 
-        with transaction.atomic(using=backend.runs.alias):
-            with record_run("w", backend=backend):
+        with transaction.atomic(using=sql_backend.runs.alias):
+            with record_run("w", backend=sql_backend):
                 pass
             assert received == []
         assert [name for name, *_ in received] == ["started", "finished"]
@@ -713,8 +713,8 @@ with resume_run(run_id, backend=url) as run:
 """
 
 
-def test_a_run_whose_worker_was_killed_is_found_failed_resumed_and_completed(backend, sql_url):
-    arguments = [sql_url, "killed-run"]
+def test_a_run_whose_worker_was_killed_is_found_failed_resumed_and_completed(backend, any_url):
+    arguments = [any_url, "killed-run"]
     worker = subprocess.Popen(
         [sys.executable, "-c", KILLED_WORKER, *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -725,7 +725,7 @@ def test_a_run_whose_worker_was_killed_is_found_failed_resumed_and_completed(bac
     time.sleep(0.06)
 
     out = io.StringIO()
-    call_command("fail_stalled_runs", "--idle=0.05s", backend=sql_url, stdout=out)
+    call_command("fail_stalled_runs", "--idle=0.05s", backend=any_url, stdout=out)
 
     assert "1 run set to failed." in out.getvalue()
     assert "no sign of life" in only_run(backend).error_message
@@ -737,21 +737,21 @@ def test_a_run_whose_worker_was_killed_is_found_failed_resumed_and_completed(bac
 
 
 class TestFailStalledRuns:
-    def test_a_dry_run_changes_nothing(self, backend, sql_url):
+    def test_a_dry_run_changes_nothing(self, backend, any_url):
         old = timezone.now() - timedelta(hours=1)
         run = stored_run(backend, status="running", started_at=old)
         out = io.StringIO()
 
-        call_command("fail_stalled_runs", "--dry-run", "--idle=15m", backend=sql_url, stdout=out)
+        call_command("fail_stalled_runs", "--dry-run", "--idle=15m", backend=any_url, stdout=out)
 
         assert run.id in out.getvalue()
         assert "1 run would be set to failed." in out.getvalue()
         assert only_run(backend).status == "running"
 
-    def test_living_runs_are_left_alone(self, backend, sql_url):
+    def test_living_runs_are_left_alone(self, backend, any_url):
         stored_run(backend, status="running")
         out = io.StringIO()
-        call_command("fail_stalled_runs", "--idle=1d", backend=sql_url, stdout=out)
+        call_command("fail_stalled_runs", "--idle=1d", backend=any_url, stdout=out)
         assert out.getvalue() == "0 runs set to failed.\n"
 
     @pytest.mark.parametrize("idle", ["15", "m", "-1m", "1w", "1e3s", "9" * 30 + "d"])

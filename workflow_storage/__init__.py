@@ -1,4 +1,4 @@
-"""Stores workflow runs and the state after every node, in any Django database.
+"""Stores workflow runs and the state after every node, in any Django database or in Redis.
 
 The public names load when they are first used, so that importing the package, which
 Django does before its models can be loaded, costs nothing.
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         InvalidPayloadError,
         InvalidStatusError,
         RunAlreadyExistsError,
+        RunChangedError,
         RunNotFoundError,
         StatusConflictError,
+        StepConflictError,
         StorageError,
         StorageUnavailableError,
         TablesMissingError,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from workflow_storage.models import ExecutionState, WorkflowRun
     from workflow_storage.recorder import RecordedRun, current_run, record_run, resume_run
     from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+    from workflow_storage.transfer import copy_runs, export_runs, import_runs
 
 _MODULES = {
     "base": (
@@ -49,8 +52,10 @@ _MODULES = {
         "InvalidPayloadError",
         "InvalidStatusError",
         "RunAlreadyExistsError",
+        "RunChangedError",
         "RunNotFoundError",
         "StatusConflictError",
+        "StepConflictError",
         "StorageError",
         "StorageUnavailableError",
         "TablesMissingError",
@@ -60,6 +65,7 @@ _MODULES = {
     "recorder": ("RecordedRun", "current_run", "record_run", "resume_run"),
     "models": ("ExecutionState", "WorkflowRun"),
     "status": ("TERMINAL_STATUSES", "RunStatus"),
+    "transfer": ("copy_runs", "export_runs", "import_runs"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -76,10 +82,12 @@ __all__ = [
     "InvalidStatusError",
     "RecordedRun",
     "RunAlreadyExistsError",
+    "RunChangedError",
     "RunNotFoundError",
     "RunStatus",
     "StateWriter",
     "StatusConflictError",
+    "StepConflictError",
     "StorageBackend",
     "StorageConfig",
     "StorageError",
@@ -88,8 +96,11 @@ __all__ = [
     "UnsupportedBackendError",
     "WorkflowRun",
     "acreate_storage_backend",
+    "copy_runs",
     "create_storage_backend",
     "current_run",
+    "export_runs",
+    "import_runs",
     "record_run",
     "resume_run",
 ]

@@ -123,8 +123,8 @@ class AbstractWorkflowRunRepository(ABC):
         """Change the status of a run and its result fields in one atomic step.
 
         A terminal status sets `completed_at` (now) and `duration_seconds` (since
-        `started_at`) unless they are given; any other status clears both. Entering
-        `running` is a sign of life: it sets `heartbeat_at`.
+        `started_at`) unless they are given; any other status clears both, and sets
+        `heartbeat_at`: it is a sign of life, and the run's last change is never set back.
 
         Args:
             run_id: which run.
@@ -189,6 +189,36 @@ class AbstractWorkflowRunRepository(ABC):
         Signs of life are the start, a heartbeat and a checkpoint. Newest start first.
         """
 
+    @abstractmethod
+    def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
+        """Store a run exactly as it is, every field and time; for copying between stores.
+
+        Args:
+            run: the run.
+            over: the stored run that it replaces, as it was read; its states stay. None for a
+                run that is not stored yet.
+
+        Raises:
+            RunAlreadyExistsError: if `over` is None and the id is taken.
+            RunNotFoundError: if there is no run to replace.
+            RunChangedError: if the stored run is not as `over`.
+            InvalidFieldError: (a ValueError) if a field cannot be stored as it is.
+        """
+
+    @abstractmethod
+    def delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
+        """Delete a run and its states if they are as they were read; for moving to another store.
+
+        Args:
+            run: the run, as it was read.
+            last: its newest checkpoint, as it was read; None if it has none.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunChangedError: if a field differs, or the newest checkpoint does by its step,
+                node or time.
+        """
+
     def list_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
         """Give the newest runs of a workflow, in the order of `list_runs`."""
         return self.list_runs(workflow_name=workflow_name, limit=limit)
@@ -231,15 +261,16 @@ class AbstractWorkflowRunRepository(ABC):
             run_id,
             RunStatus.FAILED,
             expected=RunStatus.RUNNING,
-            # The time tells this failure from one before; the recorder relies on that.
-            error_message=(
-                f"Stalled: no sign of life for more than {idle}, found at {timezone.now()}."
-            ),
+            error_message=stalled_message(idle),
         )
 
     def on_commit(self, callback: Callable[[], object]) -> None:
         """Call something once what was written is committed; at once without a transaction."""
         callback()
+
+    def in_transaction(self) -> bool:
+        """Whether the caller has a transaction open here, which what is written would join."""
+        return False
 
     async def aadd(self, run: WorkflowRun) -> None:
         """Async twin of `add`."""
@@ -307,6 +338,14 @@ class AbstractWorkflowRunRepository(ABC):
         """Async twin of `list_stalled`."""
         return await sync_to_async(self.list_stalled, thread_sensitive=True)(idle)
 
+    async def aput(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
+        """Async twin of `put`."""
+        await sync_to_async(self.put, thread_sensitive=True)(run, over=over)
+
+    async def adelete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
+        """Async twin of `delete_unchanged`."""
+        await sync_to_async(self.delete_unchanged, thread_sensitive=True)(run, last)
+
     async def alist_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
         """Async twin of `list_by_workflow`."""
         return await self.alist_runs(workflow_name=workflow_name, limit=limit)
@@ -362,8 +401,13 @@ class AbstractExecutionStateRepository(ABC):
         """Give the checkpoint with that step, or None."""
 
     @abstractmethod
-    def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
-        """Give all checkpoints of a run, oldest first, in constant memory."""
+    def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
+        """Give the checkpoints of a run, oldest first, in constant memory.
+
+        Args:
+            run_id: which run.
+            after: begin after this step.
+        """
 
     @abstractmethod
     def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
@@ -381,6 +425,23 @@ class AbstractExecutionStateRepository(ABC):
 
         Raises:
             RunNotFoundError: if there is no such run.
+        """
+
+    @abstractmethod
+    def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
+        """Append checkpoints exactly as they are, steps and times too; for copying between stores.
+
+        Each has the step after the one before. The first may have any step if the run has no
+        states. A backend with transactions appends all or none, and holds all in memory; of
+        another one, the first may be there if the call fails.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            StepConflictError: if a step does not follow.
+            InvalidFieldError: (a ValueError) as for `save_state`.
         """
 
     def writer(self, run_id: str) -> StateWriter:
@@ -405,6 +466,10 @@ class AbstractExecutionStateRepository(ABC):
             run_id, state_data, node_id
         )
 
+    async def aappend(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
+        """Async twin of `append`."""
+        return await sync_to_async(self.append, thread_sensitive=True)(run_id, checkpoints)
+
     async def aget_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
         """Async twin of `get_latest_checkpoint`."""
         return await sync_to_async(self.get_latest_checkpoint, thread_sensitive=True)(run_id)
@@ -413,9 +478,11 @@ class AbstractExecutionStateRepository(ABC):
         """Async twin of `get_state`."""
         return await sync_to_async(self.get_state, thread_sensitive=True)(run_id, step)
 
-    async def aiter_state_history(self, run_id: str) -> AsyncIterator[Checkpoint]:
+    async def aiter_state_history(
+        self, run_id: str, *, after: int = -1
+    ) -> AsyncIterator[Checkpoint]:
         """Async twin of `iter_state_history`."""
-        history = self.iter_state_history(run_id)
+        history = self.iter_state_history(run_id, after=after)
         while checkpoint := await sync_to_async(_next_or_none, thread_sensitive=True)(history):
             yield checkpoint
 
@@ -453,12 +520,26 @@ class StateWriter:
         """Async twin of `save_state`."""
         return await sync_to_async(self.save_state, thread_sensitive=True)(state_data, node_id)
 
+    def append(self, checkpoints: Iterable[Checkpoint]) -> int:
+        """Do what `AbstractExecutionStateRepository.append` does, for this run."""
+        return self._store.append(self.run_id, checkpoints)
+
+    async def aappend(self, checkpoints: Iterable[Checkpoint]) -> int:
+        """Async twin of `append`."""
+        return await sync_to_async(self.append, thread_sensitive=True)(checkpoints)
+
 
 class StorageBackend(NamedTuple):
     """Both repositories of one store: ``runs, states = create_storage_backend()``."""
 
     runs: AbstractWorkflowRunRepository
     states: AbstractExecutionStateRepository
+
+
+def stalled_message(idle: timedelta) -> str:
+    """Give the error_message of a run that gave no sign of life for longer."""
+    # The time tells this failure from one before; the recorder relies on that.
+    return f"Stalled: no sign of life for more than {idle}, found at {timezone.now()}."
 
 
 def _next_or_none(iterator: Iterator[_T]) -> _T | None:

@@ -1,4 +1,7 @@
-"""What ``manage.py check`` says about the configuration."""
+"""What ``manage.py check`` says about the configuration.
+
+A database is not opened for it; a Redis server is asked how it is set up, for at most a second.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +10,27 @@ from django.apps.config import AppConfig
 from django.core.checks import CheckMessage, Warning
 from pydantic import ValidationError
 
-from workflow_storage.exceptions import UnsupportedBackendError
+from workflow_storage.exceptions import StorageError
 
 
 def check_configuration(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Check the setting WORKFLOW_STORAGE and the database that it names, without opening it."""
+    """Check the setting WORKFLOW_STORAGE and the store that it names."""
     from workflow_storage.backends.orm_database import begins_immediately
-    from workflow_storage.factory import SQLITE_OPTIONS, database_of_project
+    from workflow_storage.factory import (
+        SQLITE_OPTIONS,
+        create_storage_backend,
+        database_of_project,
+        is_redis,
+        project_backend,
+    )
 
     try:
         alias, database = database_of_project()
-    except (UnsupportedBackendError, ValidationError, TypeError) as exc:
+        if is_redis(project_backend()):
+            return _of_redis(create_storage_backend().runs)
+    except (StorageError, ValidationError, TypeError) as exc:
         return [
             Warning(
                 f"WORKFLOW_STORAGE names no storage backend: {exc}",
@@ -48,6 +59,37 @@ def check_configuration(
             id="workflow_storage.W002",
         )
     ]
+
+
+def _of_redis(runs: Any) -> list[CheckMessage]:
+    """Check how the servers keep what they are given; one that does not answer says nothing."""
+    forgetful, evicting = [], []
+    for address, persists, policy in runs.store.durability():
+        if persists is False:
+            forgetful.append(address)
+        if policy is not None and policy.startswith("allkeys-"):
+            evicting.append(f"{address} ({policy})")
+    messages: list[CheckMessage] = []
+    if forgetful:
+        messages.append(
+            Warning(
+                "Workflow runs are stored in Redis, which forgets them when it restarts: "
+                f"{', '.join(forgetful)} has neither an append-only file nor snapshots.",
+                hint="Set 'appendonly yes' (nothing acknowledged is older than a second when it "
+                "is lost), or 'save' for snapshots.",
+                id="workflow_storage.W004",
+            )
+        )
+    if evicting:
+        messages.append(
+            Warning(
+                "Workflow runs are stored in Redis, which deletes them when its memory is full: "
+                f"{', '.join(evicting)}.",
+                hint="Set 'maxmemory-policy noeviction'; writes then fail with an error instead.",
+                id="workflow_storage.W005",
+            )
+        )
+    return messages
 
 
 def is_in_memory(name: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
@@ -26,6 +26,8 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+
+_R = TypeVar("_R")
 
 SMALL_STATE = 4096
 """Bytes up to which a state is stored whole: readable in SQL, and read at once."""
@@ -59,9 +61,6 @@ _encoder, _ascii_encoder = (
 )
 # What orjson would write in another form than the json module goes to the latter.
 _ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-
-# Not just "null", which prose about data is full of.
-_NULLS = (b":null", b"[null", b",null")
 
 _WITHOUT_NAN = frozenset({str, int, bool, type(None)})
 
@@ -120,7 +119,9 @@ def _by_orjson(value: object) -> bytes | None:
         text = orjson.dumps(value, option=_ORJSON_OPTIONS)
     except TypeError:
         return None
-    if any(null in text for null in _NULLS) and _holds_nan(value):
+    # Prose about data is full of the word, but looking closer takes longer than looking in
+    # the value itself.
+    if b"null" in text and _holds_nan(value):
         return None
     return text
 
@@ -266,6 +267,13 @@ def apply_delta(delta: bytes, base: bytes) -> bytes:
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError("its delta is damaged: it does not end where it should")
     return state
+
+
+def remember(values: dict[int, _R], step: int, value: _R) -> None:
+    """Keep a value for a step, and of the earlier ones those that later steps are based on."""
+    values[step] = value
+    for unneeded in values.keys() - set(chain_steps(step)):
+        del values[unneeded]
 
 
 def _prefix(base: bytes) -> "tuple[zstd.ZstdDict, int] | None":

@@ -91,6 +91,36 @@ class StatusConflictError(StorageError, ValueError):
         )
 
 
+class RunChangedError(StorageError, ValueError):
+    """A run, or its newest state, is not as it was read; nothing was written."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"Workflow run {self.run_id} is not as it was read. "
+            "Another process changed it; read it again."
+        )
+
+
+class StepConflictError(StorageError, ValueError):
+    """A checkpoint with a given step does not follow the states of its run."""
+
+    def __init__(self, run_id: str, step: int, next_step: int) -> None:
+        super().__init__(run_id, step, next_step)
+        self.run_id = run_id
+        self.step = step
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return (
+            f"The next step of workflow run {self.run_id} is {self.next_step}, not {self.step}. "
+            "Append its states in order, beginning there."
+        )
+
+
 class DamagedStateError(StorageError):
     """A stored state cannot be rebuilt; earlier and later ones may be readable."""
 

@@ -49,6 +49,7 @@ _DRIVERS = {
     "django.db.backends.postgresql": "django-workflow-storage[postgres]",
     "django.db.backends.mysql": "django-workflow-storage[mysql]",
 }
+_REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
 _MIGRATION_TIMEOUT = 60.0  # seconds
 _MIGRATION_LOCK = 0x776F726B666C6F77  # "workflow", as PostgreSQL's 64 bit lock key
 
@@ -83,7 +84,9 @@ def create_storage_backend(config: StorageConfig | str | None = None) -> Storage
     backend = _backends.get(key)
     if backend is None:
         with _lock:
-            backend = _backends[key] = _create(config)
+            backend = _backends.get(key)
+            if backend is None:
+                backend = _backends[key] = _create(config)
     return backend
 
 
@@ -129,7 +132,7 @@ def missing_file(config: StorageConfig | str | None) -> str | None:
     """
     ensure_django()
     config = _as_config(config)
-    if config.backend in project_databases():
+    if config.backend in project_databases() or is_redis(config.backend):
         return None
     database = _database(config)
     path = str(database["NAME"])
@@ -152,8 +155,21 @@ def project_databases() -> dict[str, dict[str, Any]]:
     }
 
 
+def is_redis(backend: str) -> bool:
+    """Whether the `backend` of a `StorageConfig` is the URL of a Redis server or cluster."""
+    return backend not in project_databases() and _scheme(backend) in _REDIS_SCHEMES
+
+
+def project_backend() -> str:
+    """Give the `backend` of the project's own `StorageConfig`."""
+    return _as_config(None).backend
+
+
 def database_of_project() -> tuple[str, dict[str, Any]]:
     """Give the name and the settings of the project's own database, without opening it.
+
+    Returns:
+        Both; without settings if it is Redis.
 
     Raises:
         UnsupportedBackendError: if WORKFLOW_STORAGE names none.
@@ -161,6 +177,8 @@ def database_of_project() -> tuple[str, dict[str, Any]]:
     config = _as_config(None)
     if config.backend in project_databases():
         return config.backend, project_databases()[config.backend]
+    if is_redis(config.backend):
+        return without_password(config.backend), {}
     return without_password(config.backend), _database(config)
 
 
@@ -191,6 +209,10 @@ def _create(config: StorageConfig) -> StorageBackend:
         raise ImproperlyConfigured(
             "workflow_storage is not installed. Add 'workflow_storage' to INSTALLED_APPS."
         )
+    if is_redis(config.backend):
+        from workflow_storage.backends.redis import open_redis
+
+        return open_redis(config.backend)
     from workflow_storage.backends.orm import (
         DjangoExecutionStateRepository,
         DjangoWorkflowRunRepository,
@@ -214,15 +236,21 @@ def _database(config: StorageConfig) -> dict[str, Any]:
 
 def _unsupported(backend: str) -> UnsupportedBackendError:
     names = ", ".join(repr(alias) for alias in project_databases()) or "none"
-    schemes = ", ".join(f"{scheme}://" for scheme in sorted(dj_database_url.ENGINE_SCHEMES))
+    known = sorted({*dj_database_url.ENGINE_SCHEMES, *_REDIS_SCHEMES})
+    schemes = ", ".join(f"{scheme}://" for scheme in known)
     return UnsupportedBackendError(
         f"Unsupported storage backend: {without_password(backend)!r}. Use a name in DATABASES "
         f"({names}), 'sqlite', or a URL with one of: {schemes}."
     )
 
 
+def _scheme(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator else ""
+
+
 def _parsed(url: str) -> dict[str, Any]:
-    if url.partition("://")[0] not in dj_database_url.ENGINE_SCHEMES:
+    if _scheme(url) not in dj_database_url.ENGINE_SCHEMES:
         raise _unsupported(url)
     if re.match(r"sqlite:(///$|//[^/:])", url):
         raise UnsupportedBackendError(

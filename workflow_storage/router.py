@@ -8,7 +8,13 @@ from typing import Any
 
 from django.db import models
 
-from workflow_storage.factory import configured_alias, database_of_project, project_databases
+from workflow_storage.factory import (
+    configured_alias,
+    database_of_project,
+    is_redis,
+    project_backend,
+    project_databases,
+)
 
 APP_LABEL = "workflow_storage"
 
@@ -30,7 +36,8 @@ class WorkflowStorageRouter:
         """Allow the tables in that database, and in those given by URL or path."""
         if app_label != APP_LABEL or db not in project_databases():
             return None
-        return db == database_of_project()[0]
+        # Runs that are copied out of Redis go to any database.
+        return None if is_redis(project_backend()) else db == database_of_project()[0]
 
 
 def _database() -> str:

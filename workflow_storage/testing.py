@@ -42,16 +42,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from workflow_storage import (
+    Checkpoint,
     InvalidFieldError,
     InvalidStatusError,
     RunAlreadyExistsError,
+    RunChangedError,
     RunNotFoundError,
     RunStatus,
     StatusConflictError,
+    StepConflictError,
     StorageBackend,
     StorageError,
     WorkflowRun,
 )
+from workflow_storage.validation import equal_runs, run_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -844,6 +848,24 @@ class RunsContract:
         assert ids(stalled) == newest_first([silent, once_beating])
         assert backend.runs.list_stalled(timedelta(hours=3)) == []
 
+    def test_the_newest_checkpoint_is_the_sign_of_life(self, backend: StorageBackend) -> None:
+        now = timezone.now()
+        old = now - timedelta(hours=2)
+        pruned = stored_run(backend, status="running", started_at=old)
+        copied = stored_run(backend, status="running", started_at=old)
+        backend.states.save_state(pruned.id, {}, "node")
+        for step, at in enumerate((now, old)):
+            backend.states.append(
+                copied.id,
+                [Checkpoint(step=step, node_id="node", state_data={}, created_at=at)],
+            )
+        assert ids(backend.runs.list_stalled(timedelta(hours=1))) == [copied.id]
+
+        backend.states.delete_states(pruned.id)
+
+        stalled = backend.runs.list_stalled(timedelta(hours=1))
+        assert ids(stalled) == newest_first([pruned, copied])
+
     def test_a_run_that_has_just_been_set_to_running_is_not_stalled(
         self, backend: StorageBackend
     ) -> None:
@@ -899,6 +921,81 @@ class RunsContract:
         with pytest.raises((TypeError, ValueError), match="Pass a timedelta"):
             backend.runs.list_stalled(idle)
 
+    def test_put_stores_a_run_exactly_and_replaces_only_what_was_read(
+        self, backend: StorageBackend
+    ) -> None:
+        start = timezone.now() - timedelta(hours=1)
+        run = new_run(
+            id="put",
+            status="failed",
+            inputs={"a": [1, 1.0, True]},
+            started_at=start,
+            heartbeat_at=start + timedelta(minutes=1),
+            total_cost_usd=0.5,
+        )
+        assert run.completed_at is None
+
+        backend.runs.put(run)
+
+        stored = read_run(backend, run)
+        assert equal_runs(stored, run)
+        assert run_fields(stored)["duration_seconds"] is None
+        with pytest.raises(RunAlreadyExistsError):
+            backend.runs.put(run)
+        backend.states.save_state(run.id, {"kept": True}, "node")
+        later = new_run(
+            id="put",
+            workflow_name="another",
+            status="completed",
+            started_at=start,
+            completed_at=start + timedelta(minutes=2),
+            duration_seconds=7.5,
+        )
+        with pytest.raises(RunChangedError, match="put is not as it was read"):
+            backend.runs.put(later, over=new_run(id="put", status="failed", started_at=start))
+        assert equal_runs(read_run(backend, run), stored)
+
+        backend.runs.put(later, over=stored)
+
+        assert equal_runs(read_run(backend, run), later)
+        assert ids(backend.runs.list_by_workflow("another")) == ["put"]
+        assert backend.runs.list_by_workflow("contract") == []
+        assert ids(backend.runs.list_runs(status="completed")) == ["put"]
+        assert backend.states.get_latest_state(run.id) == {"kept": True}
+        for over in (new_run(id="gone"), later):
+            with pytest.raises(RunNotFoundError):
+                backend.runs.put(new_run(id="gone"), over=over)
+        assert backend.runs.count_runs() == 1
+
+    def test_put_refuses_what_cannot_be_stored(self, backend: StorageBackend) -> None:
+        with pytest.raises(InvalidFieldError, match="inputs is not JSON"):
+            backend.runs.put(new_run(inputs=math.nan))
+        with pytest.raises(TypeError, match="Pass a WorkflowRun"):
+            backend.runs.put("run")  # type: ignore[arg-type]
+
+    def test_delete_unchanged_deletes_only_what_is_as_it_was_read(
+        self, backend: StorageBackend
+    ) -> None:
+        run = stored_run(backend, status="completed", inputs={"n": 1})
+        other = stored_run(backend)
+        read = read_run(backend, run)
+        backend.states.save_state(run.id, {}, "node")
+        with pytest.raises(RunChangedError):
+            backend.runs.delete_unchanged(read, None)
+        last = backend.states.get_latest_checkpoint(run.id)
+        backend.runs.update(run.id, inputs={"n": 1.0})
+        with pytest.raises(RunChangedError):
+            backend.runs.delete_unchanged(read, last)
+        read = read_run(backend, run)
+
+        backend.runs.delete_unchanged(read, last)
+
+        assert backend.runs.get(run.id) is None
+        assert backend.states.get_state_history(run.id) == []
+        assert ids(list(backend.runs.iter_runs())) == [other.id]
+        with pytest.raises(RunNotFoundError):
+            backend.runs.delete_unchanged(read, last)
+
 
 class StatesContract:
     """What `AbstractExecutionStateRepository` promises."""
@@ -936,11 +1033,16 @@ class StatesContract:
         assert [checkpoint["step"] for checkpoint in history] == list(range(40))
         assert [checkpoint["state_data"]["n"] for checkpoint in history] == list(range(40))
         assert list(backend.states.iter_state_history(run.id)) == history
+        for after in (-2, 0, 17, 38, 39, 2**40):
+            found = list(backend.states.iter_state_history(run.id, after=after))
+            assert found == history[max(after + 1, 0) :]
         assert [backend.states.get_state(run.id, step) for step in range(40)] == history
-        for step in (40, -1, 2**40):
+        for step in (40, -1, 2**40, 10**5000):
             assert backend.states.get_state(run.id, step) is None
-        with pytest.raises(TypeError, match="step is a str"):
-            backend.states.get_state(run.id, "0")  # type: ignore[arg-type]
+        assert backend.states.get_state(run.id, True) == history[1]
+        for no_step in ("0", "", None):
+            with pytest.raises(TypeError, match="step is a"):
+                backend.states.get_state(run.id, no_step)  # type: ignore[arg-type]
 
     def test_a_run_without_states_has_an_empty_history(self, backend: StorageBackend) -> None:
         run = stored_run(backend)
@@ -1039,7 +1141,9 @@ class StatesContract:
         history = backend.states.get_state_history(run.id)
         assert [checkpoint["state_data"] for checkpoint in history] == states
         for checkpoint in history:
-            assert backend.states.get_state(run.id, checkpoint["step"]) == checkpoint
+            step = checkpoint["step"]
+            assert backend.states.get_state(run.id, step) == checkpoint
+            assert next(backend.states.iter_state_history(run.id, after=step - 1)) == checkpoint
         assert backend.states.get_latest_state(run.id) == states[-1]
 
     def test_deeply_nested_states_come_back_equal(self, backend: StorageBackend) -> None:
@@ -1152,6 +1256,74 @@ class StatesContract:
         backend.runs.delete(run.id)
         with pytest.raises(RunNotFoundError):
             writer.save_state({}, "node")
+
+    @pytest.mark.parametrize("first", [0, 6])
+    def test_append_stores_checkpoints_exactly(self, backend: StorageBackend, first: int) -> None:
+        run = stored_run(backend)
+        at = datetime(2020, 2, 29, 1, 2, 3, 456789, tzinfo=UTC)
+        state: dict[str, Any] = {}
+        checkpoints = []
+        for step in range(first, first + 20):
+            state = changed_state(state, "grow", 900 + step)
+            checkpoints.append(
+                Checkpoint(
+                    step=step,
+                    node_id=f"node-{step}",
+                    state_data=state,
+                    created_at=at + timedelta(seconds=step),
+                )
+            )
+
+        assert backend.states.append(run.id, iter(checkpoints[:9])) == 9
+        writer = backend.states.writer(run.id)
+        assert writer.append(checkpoints[9:15]) == 6
+        assert writer.append(checkpoints[15:]) == 5
+        assert backend.states.append(run.id, []) == 0
+
+        assert backend.states.get_state_history(run.id) == checkpoints
+        assert backend.states.get_latest_checkpoint(run.id) == checkpoints[-1]
+        assert writer.save_state({"new": True}, "node") == first + 20
+
+    def test_append_refuses_a_step_that_does_not_follow(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+        backend.states.save_state(run.id, {}, "node")
+        at = timezone.now()
+
+        def checkpoint(step: Any, state: Any = None, node_id: str = "node") -> Checkpoint:
+            return Checkpoint(step=step, node_id=node_id, state_data=state or {}, created_at=at)
+
+        for step in (0, 2):
+            with pytest.raises(StepConflictError, match=f"run {run.id} is 1, not {step}"):
+                backend.states.append(run.id, [checkpoint(step)])
+        for bad, error in (
+            (checkpoint(1, {"x": math.nan}), ValueError),
+            (checkpoint(1, ["no dict"]), TypeError),
+            (checkpoint(1, node_id=""), ValueError),
+            (checkpoint(-1), ValueError),
+        ):
+            with pytest.raises(error):
+                backend.states.append(run.id, [bad])
+        for unknown in ("gone", "impossible\0"):
+            for nothing_or_something in ([], [checkpoint(0)]):
+                with pytest.raises(RunNotFoundError):
+                    backend.states.append(unknown, nothing_or_something)
+        assert [kept["step"] for kept in backend.states.get_state_history(run.id)] == [0]
+
+    def test_append_goes_on_after_what_others_have_written(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        at = timezone.now()
+        states = [changed_state({}, "grow", 5000 + number) for number in range(6)]
+        for step in range(6):
+            if step % 2:
+                backend.states.save_state(run.id, states[step], "other")
+            else:
+                writer.append(
+                    [Checkpoint(step=step, node_id="own", state_data=states[step], created_at=at)]
+                )
+
+        history = backend.states.get_state_history(run.id)
+        assert [checkpoint["state_data"] for checkpoint in history] == states
 
     def test_delete_states_of_an_unknown_run_raises(self, backend: StorageBackend) -> None:
         with pytest.raises(RunNotFoundError):
@@ -1300,6 +1472,10 @@ class AsyncContract:
             assert ids(await runs.alist_by_workflow("contract")) == [run.id]
             assert [found.id async for found in runs.aiter_runs()] == [run.id]
             assert await runs.acount_runs(status="failed") == 0
+            copied = new_run(id="copied")
+            await runs.aput(copied)
+            await runs.aput(copied, over=copied)
+            await runs.adelete_unchanged(copied, None)
             await runs.aupdate_status(run.id, "completed")
             assert await runs.adelete_finished(before=timezone.now()) == 1
             with pytest.raises(RunNotFoundError):
@@ -1324,6 +1500,11 @@ class AsyncContract:
             assert [found async for found in states.aiter_state_history(run.id)] == history
             assert await states.writer(run.id).asave_state({"n": 3}, "node") == 3
             assert await states.adelete_states(run.id, keep_last=1) == 3
+            at = timezone.now()
+            last = [Checkpoint(step=4, node_id="node", state_data={}, created_at=at)]
+            assert await states.aappend(run.id, last) == 1
+            last[0]["step"] = 5
+            assert await states.writer(run.id).aappend(last) == 1
 
         async_to_sync(use)()
 

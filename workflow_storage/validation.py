@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.conf import settings
 from django.utils import timezone
 
+from workflow_storage.base import Checkpoint, RunFilters
 from workflow_storage.encoding import dump_json, dump_state
 from workflow_storage.exceptions import (
     InvalidFieldError,
@@ -39,6 +40,22 @@ RESULT_TIMES = frozenset({"completed_at", "duration_seconds"})
 def is_storable_name(value: str, max_length: int) -> bool:
     """Whether a name or id could be stored at all; one that could not is never found."""
     return 0 < len(value) <= max_length and "\0" not in value and not _has_lone_surrogate(value)
+
+
+def is_possible(field: str, value: object, max_length: int) -> bool:
+    """Whether a name or id can be stored at all; one that cannot is never found.
+
+    Raises:
+        TypeError: if it is no text.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{field} is a {type(value).__name__}. Pass a str, such as str(value).")
+    return is_storable_name(value, max_length)
+
+
+def possible_id(run_id: object) -> bool:
+    """Whether a run can have this id; see `is_possible`."""
+    return is_possible("run_id", run_id, MAX_RUN_ID)
 
 
 def valid_name(field: str, value: object, max_length: int) -> str:
@@ -96,6 +113,43 @@ def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatu
     for status in sorted(checked - TERMINAL_STATUSES):
         raise InvalidStatusError(status.value, tuple(sorted(TERMINAL_STATUSES)))
     return checked
+
+
+class ValidFilters(NamedTuple):
+    """Filters of `list_runs` that have been checked."""
+
+    workflow_name: str | None
+    statuses: list[RunStatus] | None
+    """In a fixed order; None for any."""
+    started_after: datetime | None
+    started_before: datetime | None
+    match_none: bool
+    """Whether no run can match: an impossible name, or no status at all."""
+
+
+def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
+    """Check the filters of `list_runs`.
+
+    Raises:
+        InvalidStatusError: if a status is none.
+        InvalidFieldError: for a time that is none, or has no time zone where it must.
+        TypeError: for an unknown filter, or a name that is no text.
+    """
+    name = filters.get("workflow_name")
+    possible = name is None or is_possible("workflow_name", name, MAX_WORKFLOW_NAME)
+    status = filters.get("status")
+    statuses = None if status is None else sorted(valid_statuses(status))
+    moments = {
+        field: None if filters.get(field) is None else valid_moment(field, filters[field])
+        for field in ("started_after", "started_before")
+    }
+    unknown = filters.keys() - RunFilters.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"{', '.join(sorted(unknown))}: no such filter. "
+            f"Use one of: {', '.join(RunFilters.__annotations__)}."
+        )
+    return ValidFilters(name, statuses, **moments, match_none=not possible or statuses == [])
 
 
 def valid_state(state_data: object) -> bytes:
@@ -164,6 +218,13 @@ def valid_count(name: str, value: object, minimum: int = 0) -> int:
     return value
 
 
+def valid_step(step: object) -> int:
+    """Check that a step is a whole number, not that there is one."""
+    if not isinstance(step, int):
+        raise TypeError(f"step is a {type(step).__name__}. Pass a whole number.")
+    return step
+
+
 def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) -> dict[str, Any]:
     """Check the fields of an update, and of a change of status if one is given.
 
@@ -192,6 +253,94 @@ def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) ->
 def valid_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Check the values of some fields of a run and give them as they are stored."""
     return {name: _FIELDS[name](name, value) for name, value in fields.items()}
+
+
+def valid_new_run(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check all fields of a new run, and give one that has ended the times that it lacks.
+
+    Raises:
+        InvalidFieldError: if a field cannot be stored.
+    """
+    valid = valid_fields(fields)
+    if valid["status"] in TERMINAL_STATUSES:
+        if valid["completed_at"] is None:
+            valid["completed_at"] = timezone.now()
+        if valid["duration_seconds"] is None:
+            duration = valid["completed_at"] - valid["started_at"]
+            valid["duration_seconds"] = duration.total_seconds()
+    elif valid["completed_at"] is not None or valid["duration_seconds"] is not None:
+        raise InvalidFieldError(
+            f"completed_at and duration_seconds belong to a run that has ended, not to a "
+            f"{valid['status']} one. Leave them out."
+        )
+    return valid
+
+
+def run_fields(run: object) -> dict[str, Any]:
+    """Give the fields of a run by name, unchecked.
+
+    Raises:
+        TypeError: unless it is a `WorkflowRun`.
+    """
+    from workflow_storage.models import WorkflowRun
+
+    if not isinstance(run, WorkflowRun):
+        raise TypeError(f"run is a {type(run).__name__}. Pass a WorkflowRun.")
+    return {name: getattr(run, name) for name in RUN_FIELDS}
+
+
+def equal_runs(one: object, other: object) -> bool:
+    """Whether all fields of two runs are equal, payloads as JSON: ``1`` is not ``1.0``."""
+    ours, theirs = run_fields(one), run_fields(other)
+    return all(
+        payload_json(name, value) == payload_json(name, theirs[name])
+        if name in PAYLOADS
+        else value == theirs[name]
+        for name, value in ours.items()
+    )
+
+
+def equal_checkpoints(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are equal, their states as JSON; see `equal_runs`."""
+    return (
+        one["step"] == other["step"]
+        and one["node_id"] == other["node_id"]
+        and one["created_at"] == other["created_at"]
+        and valid_state(one["state_data"]) == valid_state(other["state_data"])
+    )
+
+
+class ValidCheckpoint(NamedTuple):
+    """A checkpoint that has been checked, to be stored exactly as it is."""
+
+    step: int
+    node_id: str
+    created_at: datetime
+    text: bytes
+    """The state as JSON text in UTF-8."""
+
+
+def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
+    """Check a checkpoint that is stored exactly as it is.
+
+    Raises:
+        ValueError, InvalidFieldError: if a part of it cannot be stored.
+    """
+    return ValidCheckpoint(
+        valid_count("step", checkpoint["step"]),
+        valid_name("node_id", checkpoint["node_id"], MAX_NODE_ID),
+        valid_moment("created_at", checkpoint["created_at"]),
+        valid_state(checkpoint["state_data"]),
+    )
+
+
+def in_project_time(value: datetime) -> datetime:
+    """Give a time with a time zone if the project uses them (USE_TZ), and without otherwise."""
+    if settings.USE_TZ and timezone.is_naive(value):
+        return timezone.make_aware(value)
+    if not settings.USE_TZ and timezone.is_aware(value):
+        return timezone.make_naive(value)
+    return value
 
 
 def _payload(_field: str, value: object) -> object:

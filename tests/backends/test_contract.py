@@ -1,4 +1,4 @@
-"""The contract on every SQL database that we support."""
+"""The contract on every backend that we support."""
 
 import pytest
 
@@ -30,3 +30,15 @@ class TestMariaDB(StorageContract):
     @pytest.fixture
     def open_backend(self, mysql_url):
         return opener(mysql_url)
+
+
+class TestRedis(StorageContract):
+    @pytest.fixture
+    def open_backend(self, redis_url):
+        return opener(redis_url)
+
+
+class TestRedisCluster(StorageContract):
+    @pytest.fixture
+    def open_backend(self, redis_cluster_url):
+        return opener(redis_cluster_url)

@@ -161,7 +161,7 @@ def filled_backend(request, django_db_blocker):
     with django_db_blocker.unblock():
         backend = create_storage_backend(url)
         alias = backend.runs.alias
-        empty(alias)
+        empty(backend)
         now = timezone.now()
         statuses = ["completed"] * 13 + ["failed"] * 5 + ["running", "pending"]
         WorkflowRun.objects.using(alias).bulk_create(
@@ -192,7 +192,7 @@ def filled_backend(request, django_db_blocker):
         with connections[alias].cursor() as cursor:
             cursor.execute("ANALYZE")
         yield backend
-        empty(alias)
+        empty(backend)
 
 
 def plans_of(alias, call):
@@ -394,7 +394,7 @@ class TestIsolation:
         with django_db_blocker.unblock():
             options = "options=-c%20default_transaction_isolation=repeatable%5C%20read"
             backend = create_storage_backend(f"{postgres_url}?{options}")
-            empty(backend.runs.alias)
+            empty(backend)
             yield backend
             forget(backend.runs.alias)
 

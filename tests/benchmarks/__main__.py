@@ -3,9 +3,14 @@
 import argparse
 import os
 
-from tests.benchmarks import history, hot_path, scale
+from tests.benchmarks import history, hot_path, on_redis, scale
 
-SECTIONS = {"history": history.run, "hot-path": hot_path.run, "scale": scale.run}
+SECTIONS = {
+    "history": history.run,
+    "hot-path": hot_path.run,
+    "scale": scale.run,
+    "redis": on_redis.run,
+}
 
 
 def main() -> None:

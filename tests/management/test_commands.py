@@ -15,20 +15,20 @@ def run_command(*args, **options):
     return out.getvalue()
 
 
-def test_list_runs_prints_a_line_for_each_run(sql_backend, sql_url):
+def test_list_runs_prints_a_line_for_each_run(any_backend, any_url):
     runs = [
         stored_run(
-            sql_backend,
+            any_backend,
             workflow_name="invoices [red]not markup[/]",
             status="completed",
             duration_seconds=1.5,
             total_tokens=12,
             total_cost_usd=0.25,
         ),
-        stored_run(sql_backend, id="x" * 36, workflow_name="\x1b[31mred"),
+        stored_run(any_backend, id="x" * 36, workflow_name="\x1b[31mred"),
     ]
 
-    text = run_command("list_runs", backend=sql_url)
+    text = run_command("list_runs", backend=any_url)
 
     assert len(text.splitlines()) == 3
     for shown in (*(run.id for run in runs), "not markup[/]", "completed", "1.500", "0.2500"):
@@ -36,13 +36,13 @@ def test_list_runs_prints_a_line_for_each_run(sql_backend, sql_url):
     assert "\x1b" not in text
 
 
-def test_list_runs_filters_and_pages(sql_backend, sql_url):
+def test_list_runs_filters_and_pages(any_backend, any_url):
     for number in range(5):
-        stored_run(sql_backend, id=str(number), workflow_name="a" if number % 2 else "b")
-    stored_run(sql_backend, id="failed", status="failed")
+        stored_run(any_backend, id=str(number), workflow_name="a" if number % 2 else "b")
+    stored_run(any_backend, id="failed", status="failed")
 
     def listed(*args):
-        text = run_command("list_runs", *args, backend=sql_url, format="json")
+        text = run_command("list_runs", *args, backend=any_url, format="json")
         return [run["id"] for run in json.loads(text)]
 
     assert listed() == ["failed", "4", "3", "2", "1", "0"]
@@ -52,36 +52,36 @@ def test_list_runs_filters_and_pages(sql_backend, sql_url):
     assert listed("--limit", "2", "--before", "4") == ["3", "2"]
 
 
-def test_list_runs_without_runs_says_so(sql_backend, sql_url):
-    assert run_command("list_runs", backend=sql_url) == "No runs.\n"
-    assert run_command("list_runs", backend=sql_url, format="json") == "[]\n"
+def test_list_runs_without_runs_says_so(any_backend, any_url):
+    assert run_command("list_runs", backend=any_url) == "No runs.\n"
+    assert run_command("list_runs", backend=any_url, format="json") == "[]\n"
 
 
-def test_show_run_prints_the_run_and_its_states(sql_backend, sql_url):
+def test_show_run_prints_the_run_and_its_states(any_backend, any_url):
     run = stored_run(
-        sql_backend,
+        any_backend,
         status="failed",
         inputs={"file": "a.pdf", "\0": "\ud800"},
         error_message="it\nbroke",
     )
-    sql_backend.states.save_state(run.id, {"pages": 3, "\udfff": 1}, "ocr")
+    any_backend.states.save_state(run.id, {"pages": 3, "\udfff": 1}, "ocr")
 
-    text = run_command("show_run", run.id, backend=sql_url)
+    text = run_command("show_run", run.id, backend=any_url)
 
     for shown in (run.id, '"file": "a.pdf"', "broke", "ocr", "pages"):
         assert shown in text
     text.encode()
 
 
-def test_show_run_as_json_is_everything(sql_backend, sql_url):
-    run = stored_run(sql_backend, inputs={"x": [1e23, "\0"]})
+def test_show_run_as_json_is_everything(any_backend, any_url):
+    run = stored_run(any_backend, inputs={"x": [1e23, "\0"]})
     assert (
-        json.loads(run_command("show_run", run.id, backend=sql_url, format="json"))["states"] == []
+        json.loads(run_command("show_run", run.id, backend=any_url, format="json"))["states"] == []
     )
     for number in range(20):
-        sql_backend.states.save_state(run.id, {"n": number, "lone": "\ud800"}, f"node-{number}")
+        any_backend.states.save_state(run.id, {"n": number, "lone": "\ud800"}, f"node-{number}")
 
-    shown = json.loads(run_command("show_run", run.id, backend=sql_url, format="json"))
+    shown = json.loads(run_command("show_run", run.id, backend=any_url, format="json"))
 
     assert shown["inputs"] == {"x": [1e23, "\0"]}
     assert shown["started_at"] == run.started_at.isoformat()
@@ -89,14 +89,14 @@ def test_show_run_as_json_is_everything(sql_backend, sql_url):
     assert shown["states"][3]["state_data"] == {"n": 3, "lone": "\ud800"}
 
 
-def test_show_run_with_many_states_names_the_rest(sql_backend, sql_url):
-    run = stored_run(sql_backend)
+def test_show_run_with_many_states_names_the_rest(any_backend, any_url):
+    run = stored_run(any_backend)
     for _ in range(51):
-        sql_backend.states.save_state(run.id, {}, "node")
+        any_backend.states.save_state(run.id, {}, "node")
 
-    assert "the rest with --format json" in run_command("show_run", run.id, backend=sql_url)
-    sql_backend.states.delete_states(run.id, keep_last=50)
-    assert "the rest" not in run_command("show_run", run.id, backend=sql_url)
+    assert "the rest with --format json" in run_command("show_run", run.id, backend=any_url)
+    any_backend.states.delete_states(run.id, keep_last=50)
+    assert "the rest" not in run_command("show_run", run.id, backend=any_url)
 
 
 @pytest.mark.parametrize(

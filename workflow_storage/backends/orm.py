@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models import (
     DurationField,
     ExpressionWrapper,
     F,
     FloatField,
     Func,
+    Model,
     OuterRef,
     Q,
     QuerySet,
@@ -25,17 +26,16 @@ from workflow_storage.backends.errors import MAX_ATTEMPTS, translates_errors
 from workflow_storage.backends.orm_database import (
     RUN_ID,
     DjangoRepository,
-    is_possible,
     parameter,
-    possible_id,
 )
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
+    Checkpoint,
     RunFilters,
 )
 from workflow_storage.exceptions import (
-    InvalidFieldError,
     RunAlreadyExistsError,
+    RunChangedError,
     RunNotFoundError,
     StatusConflictError,
 )
@@ -44,16 +44,18 @@ from workflow_storage.models import (
 )
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
-    MAX_WORKFLOW_NAME,
     RESULT_TIMES,
-    RUN_FIELDS,
+    equal_runs,
+    possible_id,
+    run_fields,
     valid_count,
     valid_expected,
     valid_fields,
+    valid_filters,
     valid_idle,
     valid_moment,
+    valid_new_run,
     valid_status,
-    valid_statuses,
     valid_terminal_statuses,
     valid_updates,
 )
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
 from workflow_storage.backends.orm_states import DjangoExecutionStateRepository
 
 __all__ = ["DjangoExecutionStateRepository", "DjangoWorkflowRunRepository"]
+
+_M = TypeVar("_M", bound=Model)
 
 # SQLite takes at most 32,766 parameters in a statement.
 MAX_BATCH = 10_000
@@ -82,25 +86,25 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     @translates_errors
     def add(self, run: WorkflowRun) -> None:
         """See `AbstractWorkflowRunRepository.add`."""
-        if not isinstance(run, WorkflowRun):
-            raise TypeError(f"add() takes a WorkflowRun, not a {type(run).__name__}.")
-        fields = valid_fields({name: getattr(run, name) for name in RUN_FIELDS})
-        _complete(fields)
+        fields = valid_new_run(run_fields(run))
+        self._insert(fields)
+        for name, value in fields.items():
+            setattr(run, name, value)
+        run._state.adding = False
+        run._state.db = self.alias
+
+    def _insert(self, fields: dict[str, Any]) -> None:
         for attempt in range(MAX_ATTEMPTS):
             try:
                 with self._one_statement():
                     self._run_queries.insert(**fields)
                 break
             except IntegrityError as exc:
-                if self._status(run.id) is not None:
-                    raise RunAlreadyExistsError(run.id) from exc
+                if self._status(fields["id"]) is not None:
+                    raise RunAlreadyExistsError(fields["id"]) from exc
                 # Whoever had the id has been deleted since.
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
-        for name, value in fields.items():
-            setattr(run, name, value)
-        run._state.adding = False
-        run._state.db = self.alias
 
     @translates_errors
     def get(self, run_id: str) -> WorkflowRun | None:
@@ -165,9 +169,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
             if changes.get("duration_seconds") is None:
                 changes["duration_seconds"] = _SINCE_START
         else:
-            changes |= dict.fromkeys(RESULT_TIMES)
-        if new_status is RunStatus.RUNNING:
-            changes["heartbeat_at"] = now
+            changes |= {**dict.fromkeys(RESULT_TIMES), "heartbeat_at": now}
         self._change(run_id, changes, None if expected is None else valid_expected(expected))
 
     @translates_errors
@@ -225,6 +227,46 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
                 self._fail_as_stalled(run_id, idle)
                 return True
         return False
+
+    @translates_errors
+    def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
+        """See `AbstractWorkflowRunRepository.put`."""
+        fields = valid_fields(run_fields(run))
+        if over is None:
+            self._insert(fields)
+            return
+        with transaction.atomic(using=self.alias):
+            self._lock(run.id)
+            self._refuse_if_changed(run.id, over)
+            self._runs.filter(pk=fields.pop("id")).update(**fields)
+
+    @translates_errors
+    def delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
+        """See `AbstractWorkflowRunRepository.delete_unchanged`."""
+        with transaction.atomic(using=self.alias):
+            self._lock(run.id, to_delete=True)
+            self._refuse_if_changed(run.id, run)
+            states = self._with_lock(self._states.filter(run_id=run.id).order_by("-step"))
+            newest = states.values_list("step", "node_id", "created_at").first()
+            if newest != (last and (last["step"], last["node_id"], last["created_at"])):
+                raise RunChangedError(run.id)
+            self._delete_runs([run.id])
+
+    def _refuse_if_changed(self, run_id: str, as_read: WorkflowRun) -> None:
+        # A plain read can be of a snapshot from before the lock (REPEATABLE READ).
+        stored = self._with_lock(self._runs.filter(pk=run_id)).first()
+        if stored is None:
+            raise RunNotFoundError(run_id)
+        if not equal_runs(stored, as_read):
+            raise RunChangedError(run_id)
+
+    def _with_lock(self, rows: QuerySet[_M]) -> QuerySet[_M]:
+        features = connections[self.alias].features
+        return rows.select_for_update() if features.has_select_for_update else rows
+
+    def in_transaction(self) -> bool:
+        """See `AbstractWorkflowRunRepository.in_transaction`."""
+        return connections[self.alias].in_atomic_block
 
     def on_commit(self, callback: Callable[[], object]) -> None:
         """See `AbstractWorkflowRunRepository.on_commit`."""
@@ -343,45 +385,20 @@ _SINCE_START = _Seconds(
 
 def _checked(filters: RunFilters) -> dict[str, Any]:
     """Check filters and give their values by name, one name for each status."""
-    values: dict[str, Any] = {}
-    workflow_name = filters.get("workflow_name")
-    if workflow_name is not None:
-        possible = is_possible("workflow_name", workflow_name, MAX_WORKFLOW_NAME)
-        values["workflow_name"] = workflow_name if possible else None
-    status = filters.get("status")
-    if status is not None:
-        statuses = sorted(valid_statuses(status))
-        if not statuses:
-            values["status_none"] = None
-        values |= {f"status_{number}": value.value for number, value in enumerate(statuses)}
-    for name in ("started_after", "started_before"):
-        moment = filters.get(name)
-        if moment is not None:
-            values[name] = valid_moment(name, moment)
-    unknown = filters.keys() - RunFilters.__annotations__.keys()
-    if unknown:
-        raise TypeError(
-            f"{', '.join(sorted(unknown))}: no such filter. "
-            f"Use one of: {', '.join(RunFilters.__annotations__)}."
-        )
-    return values
+    valid = valid_filters(filters)
+    if valid.match_none:
+        return {"none": None}
+    values = {
+        "workflow_name": valid.workflow_name,
+        "started_after": valid.started_after,
+        "started_before": valid.started_before,
+    }
+    statuses = {
+        f"status_{number}": status.value for number, status in enumerate(valid.statuses or ())
+    }
+    return {name: value for name, value in values.items() if value is not None} | statuses
 
 
 def _matches_none(values: dict[str, Any]) -> bool:
     """Whether a filter is one that no run can match: an impossible name, or no status."""
     return None in values.values()
-
-
-def _complete(fields: dict[str, Any]) -> None:
-    """Give the fields of a new run the times that it lacks."""
-    if fields["status"] in TERMINAL_STATUSES:
-        if fields["completed_at"] is None:
-            fields["completed_at"] = timezone.now()
-        if fields["duration_seconds"] is None:
-            duration = fields["completed_at"] - fields["started_at"]
-            fields["duration_seconds"] = duration.total_seconds()
-    elif fields["completed_at"] is not None or fields["duration_seconds"] is not None:
-        raise InvalidFieldError(
-            f"completed_at and duration_seconds belong to a run that has ended, not to a "
-            f"{fields['status']} one. Leave them out."
-        )

@@ -19,10 +19,7 @@ from workflow_storage.models import (
     ExecutionState,
     WorkflowRun,
 )
-from workflow_storage.validation import (
-    MAX_RUN_ID,
-    is_storable_name,
-)
+from workflow_storage.validation import possible_id
 
 
 class DjangoRepository:
@@ -118,19 +115,3 @@ def parameter(name: str) -> Parameter:
 def begins_immediately(options: dict[str, Any]) -> bool:
     """Whether transactions on a SQLite database with these OPTIONS lock it when they begin."""
     return str(options.get("transaction_mode")).upper() in {"IMMEDIATE", "EXCLUSIVE"}
-
-
-def is_possible(field: str, value: object, max_length: int) -> bool:
-    """Whether a name or id can be stored at all; one that cannot is never found.
-
-    Raises:
-        TypeError: if it is no text.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{field} is a {type(value).__name__}. Pass a str, such as str(value).")
-    return is_storable_name(value, max_length)
-
-
-def possible_id(run_id: object) -> bool:
-    """Whether a run can have this id; see `is_possible`."""
-    return is_possible("run_id", run_id, MAX_RUN_ID)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from django.db import IntegrityError, connections, transaction
 from django.db.models import (
@@ -25,7 +25,6 @@ from workflow_storage.backends.orm_database import (
     RUN_ID,
     DjangoRepository,
     parameter,
-    possible_id,
 )
 from workflow_storage.base import (
     AbstractExecutionStateRepository,
@@ -39,10 +38,12 @@ from workflow_storage.encoding import (
     chain_steps,
     encode_state,
     is_delta,
+    remember,
 )
 from workflow_storage.exceptions import (
     DamagedStateError,
     RunNotFoundError,
+    StepConflictError,
 )
 from workflow_storage.models import (
     ExecutionState,
@@ -54,13 +55,17 @@ from workflow_storage.models import (
 )
 from workflow_storage.validation import (
     MAX_NODE_ID,
+    ValidCheckpoint,
+    possible_id,
+    valid_checkpoint,
     valid_count,
     valid_name,
     valid_state,
+    valid_step,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
 logger = logging.getLogger(__name__)
@@ -70,8 +75,6 @@ Row = tuple[int | None, "datetime | None"]
 
 SQLite gives an id again after a rollback, but not at the same time.
 """
-
-_R = TypeVar("_R")
 
 STATES_PAGE = 16
 """Checkpoints that `iter_state_history` holds in memory at a time."""
@@ -94,6 +97,10 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         """See `AbstractExecutionStateRepository.save_state`."""
         return self.writer(run_id).save_state(state_data, node_id)
 
+    def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append`."""
+        return self.writer(run_id).append(checkpoints)
+
     def writer(self, run_id: str) -> DjangoStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""
         return DjangoStateWriter(self, run_id)
@@ -114,9 +121,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
-        if not isinstance(step, int):
-            raise TypeError(f"step is a {type(step).__name__}. Pass a whole number.")
-        states = self._states_of(run_id).filter(step=step)
+        states = self._states_of(run_id).filter(step=valid_step(step))
         return self._first(run_id, lambda: list(states.values_list(*_CHECKPOINT)[:1]))
 
     def _first(self, run_id: str, read: Callable[[], list[Any]]) -> Checkpoint | None:
@@ -142,10 +147,10 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                 )
         return None
 
-    def iter_state_history(self, run_id: str) -> Iterator[Checkpoint]:
+    def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
         texts: dict[int, bytes] = {}
-        last_step = -1
+        last_step = after
         while page := self._history_page(run_id, last_step):
             for state in page:
                 text = self._rebuilt(state, texts)
@@ -221,20 +226,21 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         rows = self._states.filter(pk=row[0] or 0).select_for_update(no_key=no_key)
         return bool(rows.values_list("pk"))
 
-    def insert(self, run_id: str, step: int, node_id: str, stored: bytes) -> Row:
+    def insert(
+        self, run_id: str, step: int, node_id: str, stored: bytes, created_at: datetime
+    ) -> Row:
         """Insert a state as it is stored, and give what tells its row."""
         delta = is_delta(stored)
-        now = timezone.now()
         (row_id,) = self._state_queries.insert(
             returning=["id"],
             run_id=run_id,
             step=step,
             node_id=node_id,
-            created_at=now,
+            created_at=created_at,
             state_json=None if delta else stored.decode(),
             state_delta=stored if delta else None,
         )
-        return row_id, now
+        return row_id, created_at
 
     def insert_next(self, run_id: str, node_id: str, stored: bytes) -> tuple[int, Row]:
         """Insert a whole state as the next one of a run, in one statement.
@@ -361,13 +367,42 @@ class DjangoStateWriter(StateWriter):
                     raise
         raise AssertionError("unreachable")
 
+    def append(self, checkpoints: Iterable[Checkpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append`."""
+        if not possible_id(self.run_id):
+            raise RunNotFoundError(self.run_id)
+        # A transaction that is tried again needs all of them again.
+        return self._append_all([valid_checkpoint(checkpoint) for checkpoint in checkpoints])
+
+    @translates_errors
+    def _append_all(self, checkpoints: list[ValidCheckpoint]) -> int:
+        outer = connections[self.alias].in_atomic_block
+        try:
+            with transaction.atomic(using=self.alias):
+                self._repository._lock(self.run_id)
+                for checkpoint in checkpoints:
+                    step, row = self._append(
+                        checkpoint.text, checkpoint.node_id, checkpoint.step, checkpoint.created_at
+                    )
+                    self._remember(step, row, checkpoint.text)
+        except BaseException:
+            self._forget()
+            raise
+        if outer:
+            # After a rollback another state can have the same row id and the same time.
+            self._forget()
+        return len(checkpoints)
+
     def _remember(self, step: int, row: Row, text: bytes) -> int:
         remember(self._texts, step, text)
         remember(self._rows, step, row)
         self._next = step + 1
         return step
 
-    def _append(self, text: bytes, node_id: str) -> tuple[int, Row]:
+    def _append(
+        self, text: bytes, node_id: str, given: int | None = None, at: datetime | None = None
+    ) -> tuple[int, Row]:
+        """Insert a state as the next one, or as the one with the given step and time."""
         repository = self._repository
         features = connections[self.alias].features
         if len(text) > SMALL_STATE and features.has_select_for_update:
@@ -376,12 +411,19 @@ class DjangoStateWriter(StateWriter):
             repository._lock(self.run_id)
         else:
             repository._begin_writing()
-        step, base_row = repository.next_step(self.run_id, base_step(self._next))
+        expected = self._next if given is None else given
+        step, base_row = repository.next_step(self.run_id, base_step(expected))
+        if given is not None:
+            # A run without states can begin anywhere.
+            if step not in (0, given):
+                raise StepConflictError(self.run_id, given, step)
+            step = given
         base = self._base(step, base_row, len(text))
         if base is not None and not repository.holds(self._rows[base_step(step)]):
             self._forget()
             base = None
-        return step, repository.insert(self.run_id, step, node_id, encode_state(text, base))
+        stored = encode_state(text, base)
+        return step, repository.insert(self.run_id, step, node_id, stored, at or timezone.now())
 
     def _base(self, step: int, base_row: Row, size: int) -> bytes | None:
         """Give the JSON text of the base of a step: remembered, if the row is still that row."""
@@ -410,13 +452,6 @@ class DjangoStateWriter(StateWriter):
             if text is not None:
                 self._texts[state.step] = text
                 self._rows[state.step] = state.pk, state.created_at
-
-
-def remember(values: dict[int, _R], step: int, value: _R) -> None:
-    """Keep a value for a step, and of the earlier ones those that later steps are based on."""
-    values[step] = value
-    for unneeded in values.keys() - set(chain_steps(step)):
-        del values[unneeded]
 
 
 def _computed_step() -> dict[str, Any]:

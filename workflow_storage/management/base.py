@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from collections.abc import Iterator
 
     from rich.console import RenderableType
 
@@ -47,13 +49,8 @@ class StorageCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Open the backend and show what the command is for."""
-        try:
-            path = missing_file(options["backend"])
-            if path is not None:
-                raise CommandError(f"There is no file {path}. Check the path.")
-            self.show(create_storage_backend(options["backend"]), options)
-        except (StorageError, ImproperlyConfigured, ValidationError, ValueError) as exc:
-            raise CommandError(str(exc)) from exc
+        with command_errors():
+            self.show(existing_backend(options["backend"]), options)
 
     def show(self, backend: StorageBackend, options: dict[str, Any]) -> None:
         """Show what the command is for."""
@@ -74,6 +71,27 @@ class StorageCommand(BaseCommand):
         text = captured.get().encode(encoding, "backslashreplace").decode(encoding)
         lines = text.splitlines()
         self.stdout.write("\n".join(line.rstrip() for line in lines))
+
+
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Show what the user can mend as an error of the command, without a traceback."""
+    try:
+        yield
+    except (StorageError, ImproperlyConfigured, ValidationError, ValueError) as exc:
+        raise CommandError(str(exc)) from exc
+
+
+def existing_backend(config: str | None) -> StorageBackend:
+    """Open a store to read from it; a SQLite file that is not there is not made.
+
+    Raises:
+        CommandError: if there is no such file.
+    """
+    path = missing_file(config)
+    if path is not None:
+        raise CommandError(f"There is no file {path}. Check the path.")
+    return create_storage_backend(config)
 
 
 def run_as_dict(run: WorkflowRun) -> dict[str, Any]:

@@ -1,0 +1,765 @@
+"""Copying, moving, exporting and importing runs: all of it, nothing twice, nothing lost."""
+
+import gzip
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.db import OperationalError, transaction
+from django.utils import timezone
+
+from tests.conftest import emptied
+from workflow_storage import (
+    Checkpoint,
+    RunChangedError,
+    StorageUnavailableError,
+    WorkflowRun,
+    create_storage_backend,
+)
+from workflow_storage.factory import forget
+from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
+from workflow_storage.transfer import (
+    CannotMoveError,
+    DamagedLine,
+    ExportFileError,
+    copy_runs,
+    export_runs,
+    import_runs,
+)
+from workflow_storage.validation import equal_checkpoints, equal_runs
+
+KINDS = ["sqlite", "postgres", "mysql", "redis"]
+
+
+@pytest.fixture(
+    params=[*itertools.permutations(KINDS, 2), ("redis", "redis_cluster")], ids="-to-".join
+)
+def stores(request, django_db_blocker):
+    """An empty source and an empty target, in every direction."""
+    source, target = (request.getfixturevalue(f"{kind}_url") for kind in request.param)
+    with both(source, target, django_db_blocker) as pair:
+        yield pair
+
+
+@pytest.fixture
+def two(sqlite_url, redis_url, django_db_blocker):
+    """An empty source and an empty target, where the direction makes no difference."""
+    with both(sqlite_url, redis_url, django_db_blocker) as pair:
+        yield pair
+
+
+class both:
+    def __init__(self, source, target, blocker):
+        self.fixtures = [emptied(source, blocker), emptied(target, blocker)]
+
+    def __enter__(self):
+        return [next(fixture) for fixture in self.fixtures]
+
+    def __exit__(self, *exc_info):
+        for fixture in reversed(self.fixtures):
+            next(fixture, None)
+
+
+def filled(store):
+    """Store runs with everything that is awkward about runs and states."""
+    start = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
+    for number, status in enumerate(["pending", "running", "completed", "failed", "cancelled"]):
+        run = stored_run(
+            store,
+            id=f"{status} \N{GRINNING FACE}",
+            workflow_name=f"work'flow-{number % 2}",
+            status=status,
+            started_at=start + timedelta(days=number),
+            inputs={"\0": ["\ud800", 1e23, 10**40, {"": None}]},
+            config_snapshot=[1, 1.0, True],
+            outputs=None if number else "text",
+            error_message="it\nbroke" if status == "failed" else None,
+            total_tokens=number,
+            total_cost_usd=0.1 * number,
+        )
+        writer = store.states.writer(run.id)
+        state = {"\0lone": "\udfff"}
+        for step in range(9 * number):
+            state = changed_state(state, "grow", 400 * number + step)
+            writer.save_state(state, f"node {step} ✓")
+    store.states.delete_states("failed \N{GRINNING FACE}", keep_last=5)
+    store.runs.heartbeat("running \N{GRINNING FACE}")
+    exact = new_run(id="no end", status="completed", started_at=start)
+    store.runs.put(exact)
+    for number in range(3):
+        stored_run(store, id=f"same start {number}", started_at=start)
+
+
+def assert_equal(source, target):
+    ours, theirs = (list(store.runs.iter_runs()) for store in (source, target))
+    assert [run.id for run in ours] == [run.id for run in theirs]
+    assert ours
+    for run, other in zip(ours, theirs, strict=True):
+        assert_same(source, target, run, other)
+
+
+def assert_same(source, target, run, other):
+    assert equal_runs(run, other)
+    history = [store.states.get_state_history(run.id) for store in (source, target)]
+    assert len(history[0]) == len(history[1])
+    assert all(map(equal_checkpoints, *history))
+
+
+def outcomes(results):
+    return {result.run_id: result.outcome for result in results}
+
+
+def test_a_copy_is_the_same_and_a_second_one_copies_nothing(stores):
+    source, target = stores
+    filled(source)
+
+    assert set(outcomes(copy_runs(source, target)).values()) == {"copied"}
+    assert_equal(source, target)
+
+    again = list(copy_runs(source, target))
+    assert {result.outcome for result in again} == {"unchanged"}
+    assert sum(result.states for result in again) == 0
+    assert_equal(source, target)
+
+
+def test_a_run_that_grew_gets_what_is_new(stores):
+    source, target = stores
+    filled(source)
+    list(copy_runs(source, target))
+    grown, ended, same = "cancelled \N{GRINNING FACE}", "running \N{GRINNING FACE}", "same start 0"
+    state = source.states.get_latest_state(grown)
+    for step in range(7):
+        state = changed_state(state, "grow", 3000 + step)
+        source.states.save_state(grown, state, "later")
+    source.runs.update_status(ended, "completed", outputs="done")
+
+    results = {result.run_id: result for result in copy_runs(source, target)}
+
+    assert (results[grown].outcome, results[grown].states) == ("updated", 7)
+    assert (results[ended].outcome, results[ended].states) == ("updated", 0)
+    assert results[same].outcome == "unchanged"
+    assert_equal(source, target)
+
+
+def test_moving_leaves_what_is_not_finished(stores):
+    source, target = stores
+    filled(source)
+    before = {run.id: run for run in source.runs.iter_runs()}
+    histories = {run_id: source.states.get_state_history(run_id) for run_id in before}
+
+    results = list(copy_runs(source, target, move=True))
+
+    assert all(result.outcome == "copied" for result in results)
+    left = {run.id for run in source.runs.iter_runs()}
+    assert left == {
+        run_id for run_id, run in before.items() if run.status in {"pending", "running"}
+    }
+    assert {result.run_id for result in results if result.deleted} == before.keys() - left
+    for run_id, run in before.items():
+        assert equal_runs(target.runs.get(run_id), run)
+        moved = target.states.get_state_history(run_id)
+        assert len(moved) == len(histories[run_id])
+        assert all(map(equal_checkpoints, histories[run_id], moved))
+
+
+def test_filters_choose_the_runs(two):
+    source, target = two
+    filled(source)
+
+    list(copy_runs(source, target, workflow_name="work'flow-0", status=["completed", "cancelled"]))
+
+    assert [run.status for run in target.runs.iter_runs()] == ["cancelled", "completed"]
+
+
+def test_another_run_with_the_same_id_is_refused_and_untouched(two):
+    source, target = two
+    stored_run(source, id="same", inputs="source")
+    stored_run(source, id="other")
+    stored_run(target, id="same", inputs="target", workflow_name="different")
+
+    results = {result.run_id: result for result in copy_runs(source, target)}
+
+    assert results["same"].outcome == "refused"
+    assert "another run with this id, of 'different'" in results["same"].reason
+    assert results["other"].outcome == "copied"
+    assert target.runs.get("same").inputs == "target"
+
+
+def test_a_run_that_went_on_in_the_target_is_never_set_back(two):
+    source, target = two
+    run = stored_run(source, status="failed")
+    source.states.save_state(run.id, {"n": 0}, "node")
+    list(copy_runs(source, target))
+    target.states.save_state(run.id, {"n": 1}, "node")
+    target.runs.update_status(run.id, "completed", outputs="resumed")
+
+    for move in (False, True):
+        (result,) = copy_runs(source, target, move=move)
+        assert (result.outcome, result.deleted) == ("refused", False)
+        assert "states up to step 1, which are not here" in result.reason
+
+    assert target.runs.get(run.id).outputs == "resumed"
+    assert len(target.states.get_state_history(run.id)) == 2
+    assert source.runs.get(run.id).status == "failed"
+
+
+@pytest.mark.parametrize("kinds", [("redis", "postgres"), ("sqlite", "redis")])
+def test_nothing_is_moved_inside_a_transaction(request, django_db_blocker, kinds):
+    urls = [request.getfixturevalue(f"{kind}_url") for kind in kinds]
+    with both(*urls, django_db_blocker) as (source, target):
+        run = stored_run(source, status="completed")
+        alias = next(store.runs.alias for store in (source, target) if hasattr(store.runs, "alias"))
+        with (
+            transaction.atomic(using=alias),
+            pytest.raises(CannotMoveError, match="inside a transaction"),
+        ):
+            list(copy_runs(source, target, move=True))
+        assert source.runs.get(run.id) is not None
+        with transaction.atomic(using=alias):
+            list(copy_runs(source, target))
+        assert target.runs.get(run.id) is not None
+
+
+def test_a_transaction_with_one_snapshot_sees_what_changed_since(mysql_url, django_db_blocker):
+    with django_db_blocker.unblock():
+        other = create_storage_backend(mysql_url)
+        backend = create_storage_backend(f"{mysql_url}?isolation_level=repeatable%20read")
+        run = stored_run(other, status="completed")
+        other.states.save_state(run.id, {}, "node")
+
+        def in_a_snapshot(change, call):
+            with transaction.atomic(using=backend.runs.alias):
+                read = backend.runs.get(run.id)
+                last = backend.states.get_latest_checkpoint(run.id)
+                in_threads(1, lambda _: change())
+                with pytest.raises(RunChangedError):
+                    call(read, last)
+
+        in_a_snapshot(
+            lambda: other.states.save_state(run.id, {}, "late"), backend.runs.delete_unchanged
+        )
+        in_a_snapshot(
+            lambda: other.runs.update(run.id, outputs="late"),
+            lambda read, _: backend.runs.put(read, over=read),
+        )
+        in_a_snapshot(
+            lambda: other.runs.update(run.id, outputs="later"), backend.runs.delete_unchanged
+        )
+        assert other.runs.get(run.id).outputs == "later"
+        other.runs.delete(run.id)
+        forget(backend.runs.alias)
+
+
+def test_an_append_that_is_tried_again_loses_no_state(mysql_url, django_db_blocker, monkeypatch):
+    with django_db_blocker.unblock():
+        backend = create_storage_backend(mysql_url)
+        run = stored_run(backend)
+        writer = backend.states.writer(run.id)
+        append = writer._append
+        failing = iter([True])
+
+        def once(text, node_id, step, at):
+            if step == 5 and next(failing, False):
+                raise OperationalError(1213, "Deadlock found when trying to get lock")
+            return append(text, node_id, step, at)
+
+        monkeypatch.setattr(writer, "_append", once)
+        now = timezone.now()
+        checkpoints = (
+            Checkpoint(step=step, node_id="node", state_data={"n": step}, created_at=now)
+            for step in range(10)
+        )
+        assert writer.append(checkpoints) == 10
+        history = backend.states.get_state_history(run.id)
+        assert [one["step"] for one in history] == list(range(10))
+        backend.runs.delete(run.id)
+
+
+def test_what_was_changed_in_the_target_is_kept_though_no_time_tells(two):
+    source, target = two
+    run = stored_run(source, status="completed")
+    list(copy_runs(source, target))
+    target.runs.update(run.id, outputs="corrected")
+
+    for move in (False, True):
+        (result,) = copy_runs(source, target, move=move)
+        assert (result.outcome, result.deleted) == ("refused", False)
+        assert "neither is newer" in result.reason
+    assert target.runs.get(run.id).outputs == "corrected"
+
+
+def test_a_run_that_was_queued_again_is_the_newer_one(two):
+    source, target = two
+    run = stored_run(source, status="failed")
+    list(copy_runs(source, target))
+    target.runs.update_status(run.id, "pending")
+
+    (result,) = copy_runs(source, target, move=True)
+    assert (result.outcome, result.deleted) == ("refused", False)
+    assert "changed in the target" in result.reason
+    assert outcomes(copy_runs(target, source)) == {run.id: "updated"}
+    assert source.runs.get(run.id).status == "pending"
+
+
+def test_a_run_whose_states_went_on_in_the_target_is_refused(two):
+    source, target = two
+    run = stored_run(source, status="running")
+    source.states.save_state(run.id, {"n": 0}, "node")
+    list(copy_runs(source, target))
+    target.states.save_state(run.id, {"n": 1}, "node")
+    source.runs.update_status(run.id, "failed")
+
+    (result,) = copy_runs(source, target)
+    assert result.outcome == "refused"
+    assert "states up to step 1, which are not here" in result.reason
+    assert target.runs.get(run.id).status == "running"
+
+
+def test_a_run_that_was_begun_anew_in_the_source_is_refused(two):
+    source, target = two
+    run = stored_run(source, status="running")
+    for number in range(5):
+        source.states.save_state(run.id, {"n": number}, "node")
+    list(copy_runs(source, target))
+    source.states.delete_states(run.id)
+    source.states.save_state(run.id, {"fresh": 1}, "node")
+    source.runs.update_status(run.id, "completed")
+
+    (result,) = copy_runs(source, target)
+    assert result.outcome == "refused"
+    assert len(target.states.get_state_history(run.id)) == 5
+
+
+def test_a_run_that_is_deleted_meanwhile_is_not_copied_as_one_without_states(two, tmp_path):
+    source, target = two
+    for number in range(3):
+        run = stored_run(source, id=f"run-{number}", status="completed")
+        source.states.save_state(run.id, {}, "node")
+
+    copying = copy_runs(source, target)
+    next(copying)
+    source.runs.delete("run-1")
+    assert [result.run_id for result in copying] == ["run-0"]
+    assert target.runs.get("run-1") is None
+
+    exporting = export_runs(source, tmp_path / "x")
+    next(exporting)
+    source.runs.delete("run-0")
+    assert [result.outcome for result in exporting] == ["refused"]
+    assert [type(result) for result in import_runs(tmp_path / "x", target)].count(DamagedLine) == 1
+
+
+def test_two_processes_that_copy_the_same_do_not_disturb_each_other(two):
+    source, target = two
+    for number in range(30):
+        run = stored_run(source, id=f"run-{number}", status="completed")
+        for _ in range(5):
+            source.states.save_state(run.id, {"n": number}, "node")
+
+    for move in (False, True):
+        results = in_threads(2, lambda _, move=move: list(copy_runs(source, target, move=move)))
+        for result in sum(results, []):  # noqa: RUF017
+            assert (result.outcome != "refused", result.reason) == (True, "")
+    assert (source.runs.count_runs(), target.runs.count_runs()) == (0, 30)
+    assert all(len(target.states.get_state_history(f"run-{n}")) == 5 for n in range(30))
+
+
+def test_a_running_run_with_an_end_is_not_moved(two):
+    source, target = two
+    run = new_run(status="running", completed_at=timezone.now())
+    source.runs.put(run)
+    (result,) = copy_runs(source, target, move=True)
+    assert not result.deleted
+    assert source.runs.get(run.id) is not None
+
+
+def test_a_run_that_went_on_differently_in_both_is_refused(two):
+    source, target = two
+    run = stored_run(source)
+    list(copy_runs(source, target))
+    for store, number in zip(two, range(2), strict=True):
+        store.states.save_state(run.id, {"n": number}, "node")
+    source.states.save_state(run.id, {"n": 2}, "node")
+
+    (result,) = copy_runs(source, target)
+
+    assert result.outcome == "refused"
+    assert "another state at step 0" in result.reason
+    assert target.states.get_latest_state(run.id) == {"n": 1}
+
+
+def test_states_that_were_deleted_in_the_source_since_stay_in_the_target(two):
+    source, target = two
+    run = stored_run(source, status="completed")
+    for number in range(10):
+        source.states.save_state(run.id, {"n": number}, "node")
+    list(copy_runs(source, target))
+    source.states.delete_states(run.id, keep_last=2)
+    assert outcomes(copy_runs(source, target)) == {run.id: "unchanged"}
+    source.states.save_state(run.id, {"n": 10}, "node")
+
+    (result,) = copy_runs(source, target, move=True)
+
+    assert (result.outcome, result.states, result.deleted) == ("updated", 1, True)
+    steps = [checkpoint["step"] for checkpoint in target.states.get_state_history(run.id)]
+    assert steps == list(range(11))
+
+
+def test_states_that_are_missing_in_between_are_refused(two):
+    source, target = two
+    run = stored_run(source)
+    source.states.save_state(run.id, {"n": 0}, "node")
+    list(copy_runs(source, target))
+    for number in range(1, 10):
+        source.states.save_state(run.id, {"n": number}, "node")
+    source.states.delete_states(run.id, keep_last=2)
+
+    (result,) = copy_runs(source, target)
+
+    assert result.outcome == "refused"
+    assert "is 1, not 8" in result.reason
+
+
+@pytest.mark.parametrize("change", ["fields", "state"])
+def test_a_run_that_changes_after_it_was_read_back_is_not_deleted(two, change, monkeypatch):
+    source, target = two
+    run = stored_run(source, status="completed")
+    source.states.save_state(run.id, {"n": 0}, "node")
+    delete = source.runs.delete_unchanged
+
+    def change_first(*args):
+        if change == "fields":
+            source.runs.update(run.id, outputs="late")
+        else:
+            source.states.save_state(run.id, {"n": 1}, "node")
+        delete(*args)
+
+    monkeypatch.setattr(source.runs, "delete_unchanged", change_first)
+    (result,) = copy_runs(source, target, move=True)
+
+    assert (result.outcome, result.deleted) == ("copied", False)
+    assert "not as it was read" in result.reason
+    assert source.runs.get(run.id) is not None
+
+
+def test_a_run_that_does_not_read_back_equal_is_not_deleted(two, monkeypatch):
+    source, target = two
+    run = stored_run(source, status="completed")
+    for number in range(3):
+        source.states.save_state(run.id, {"n": number}, "node")
+    real_writer = target.states.writer
+
+    class Writer:
+        def __init__(self, run_id):
+            self.run_id = run_id
+
+        def append(self, checkpoints):
+            wrong = [{**checkpoint, "state_data": {"n": 1.0}} for checkpoint in checkpoints]
+            return real_writer(self.run_id).append(wrong)
+
+    monkeypatch.setattr(target.states, "writer", Writer)
+    (result,) = copy_runs(source, target, move=True)
+
+    assert not result.deleted
+    assert source.runs.get(run.id) is not None
+
+
+def test_a_store_is_not_moved_to_itself_under_another_name(any_url, any_backend):
+    run = stored_run(any_backend, status="completed")
+    separator = "&" if "?" in any_url else "?"
+    other = {"sqlite": any_url.replace("sqlite:///", "sqlite:////")}.get(
+        any_url.partition(":")[0],
+        f"{any_url}{separator}{'socket_timeout' if 'redis' in any_url else 'connect_timeout'}=9",
+    )
+    again = create_storage_backend(other)
+
+    with pytest.raises(CannotMoveError, match="are the same store"):
+        list(copy_runs(any_backend, again, move=True))
+    assert [result.outcome for result in copy_runs(any_backend, again)] == ["unchanged"]
+
+    assert any_backend.runs.get(run.id) is not None
+    assert any_backend.runs.count_runs() == 1
+    if hasattr(again.runs, "store"):
+        again.runs.store.close()
+    elif again.runs.alias != any_backend.runs.alias:
+        forget(again.runs.alias)
+
+
+COPY = """
+import sys
+from workflow_storage import copy_runs, create_storage_backend
+source, target = map(create_storage_backend, sys.argv[1:3])
+print("begun", flush=True)
+for done in copy_runs(source, target, move=sys.argv[3] == "move"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("move", ["copy", "move"])
+@pytest.mark.parametrize("direction", [("redis", "sqlite"), ("postgres", "redis")], ids="-to-".join)
+def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(
+    request, django_db_blocker, direction, move
+):
+    urls = [request.getfixturevalue(f"{kind}_url") for kind in direction]
+    with both(*urls, django_db_blocker) as (source, target):
+        expected = {}
+        for number in range(40):
+            run = stored_run(source, status="completed", inputs=number)
+            writer = source.states.writer(run.id)
+            state = {}
+            for step in range(20):
+                state = changed_state(state, "grow", 500 + number + step)
+                writer.save_state(state, f"node-{step}")
+            expected[run.id] = (run, source.states.get_state_history(run.id))
+        chance = random.Random(5)
+        killed = 0
+        for attempt in range(40):
+            process = subprocess.Popen(
+                [sys.executable, "-c", COPY, *urls, move], stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdout.readline() == "begun\n"
+            if attempt < 5:
+                time.sleep(chance.uniform(0, 0.25))
+                os.kill(process.pid, signal.SIGKILL)
+            returncode = process.wait(timeout=60)
+            process.stdout.close()
+            killed += returncode == -signal.SIGKILL
+            there = {run.id for store in (source, target) for run in store.runs.iter_runs()}
+            assert there == expected.keys()
+            if returncode == 0:
+                break
+
+        assert killed
+        assert source.runs.count_runs() == (0 if move == "move" else 40)
+        for run_id, (run, history) in expected.items():
+            assert equal_runs(target.runs.get(run_id), run)
+            copied = target.states.get_state_history(run_id)
+            assert len(copied) == len(history)
+            assert all(map(equal_checkpoints, copied, history))
+
+
+def test_a_store_that_is_down_ends_the_copying(two):
+    source, _ = two
+    stored_run(source)
+    down = create_storage_backend("redis://127.0.0.1:1/0?socket_connect_timeout=1")
+    with pytest.raises(StorageUnavailableError):
+        list(copy_runs(source, down))
+
+
+def test_a_run_with_a_damaged_state_is_refused_and_the_others_are_copied(two):
+    source, target = two
+    run = stored_run(source)
+    source.states.save_state(run.id, {}, "node")
+    from workflow_storage import ExecutionState
+
+    states = ExecutionState.objects.using(source.runs.alias).filter(run_id=run.id)
+    states.update(state_json="damaged")
+    stored_run(source, id="other")
+
+    results = {result.run_id: result for result in copy_runs(source, target)}
+
+    assert results[run.id].outcome == "refused"
+    assert "cannot be rebuilt" in results[run.id].reason
+    assert results["other"].outcome == "copied"
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["runs.jsonl", "runs.jsonl.gz", "runs.jsonl.zst"])
+    def test_what_is_exported_and_imported_is_the_same(self, two, tmp_path, name):
+        source, target = two
+        filled(source)
+        path = tmp_path / name
+
+        exported = list(export_runs(source, path))
+        assert {result.outcome for result in exported} == {"copied"}
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+        assert set(outcomes(import_runs(path, target)).values()) == {"copied"}
+
+        assert_equal(source, target)
+        assert set(outcomes(import_runs(path, target)).values()) == {"unchanged"}
+        beginning = path.read_bytes()[:4]
+        assert beginning[:2] == {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5"}.get(path.suffix, b'{"')
+
+    def test_a_line_is_a_run_with_its_states(self, two, tmp_path):
+        source, _ = two
+        run = stored_run(source, inputs={"a": 1})
+        source.states.save_state(run.id, {"b": "ä"}, "node")
+
+        list(export_runs(source, tmp_path / "runs.jsonl"))
+
+        (line,) = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
+        data = json.loads(line)
+        assert data["workflow_storage"] == 1
+        assert data["run"]["inputs"] == {"a": 1}
+        assert data["run"]["started_at"] == run.started_at.isoformat()
+        assert data["states"][0]["state_data"] == {"b": "ä"}
+
+    def damaged_file(self, two, path):
+        source, _ = two
+        for number in range(6):
+            run = stored_run(source, id=f"run-{number}")
+            source.states.save_state(run.id, {}, "node")
+            source.states.save_state(run.id, {}, "node")
+        list(export_runs(source, path))
+        return path.read_text().splitlines()
+
+    def test_a_damaged_line_is_reported_and_the_rest_goes_in(self, two, tmp_path):
+        path = tmp_path / "runs.jsonl"
+        lines = self.damaged_file(two, path)
+        good = json.loads(lines[0])
+        damaged = [
+            lines[1][:-5],
+            "not JSON",
+            "[]",
+            '{"workflow_storage": 2}',
+            json.dumps({**good, "run": {**good["run"], "status": "done"}}),
+            json.dumps({**good, "run": {**good["run"], "started_at": "yesterday"}}),
+            json.dumps({**good, "run": {**good["run"], "unknown": 1}}),
+            json.dumps({**good, "states": [good["states"][1], good["states"][0]]}),
+            json.dumps({**good, "states": [{**good["states"][0], "state_data": []}]}),
+            json.dumps({**good, "states": [{"step": 0}]}),
+            json.dumps({**good, "states": None}),
+            "\xff".encode("latin1").decode("utf-8", "surrogateescape"),
+        ]
+        text = "\n".join(["", *damaged, *lines[2:], ""])
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+        results = list(import_runs(path, two[1]))
+
+        bad = [result for result in results if isinstance(result, DamagedLine)]
+        assert [line.number for line in bad] == list(range(2, 2 + len(damaged)))
+        assert all(line.reason for line in bad)
+        assert [run.id for run in two[1].runs.iter_runs()] == [f"run-{n}" for n in (3, 2, 1, 0)]
+
+    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    def test_a_file_that_ends_too_early_gives_what_is_there(self, two, tmp_path, suffix):
+        path = tmp_path / f"runs.jsonl{suffix}"
+        source, target = two
+        for number in range(200):
+            noise = random.Random(number).randbytes(3000).hex()
+            stored_run(source, id=f"run-{number}", inputs=noise)
+        list(export_runs(source, path))
+        path.write_bytes(path.read_bytes()[:-20_000])
+
+        *good, last = import_runs(path, target)
+
+        assert isinstance(last, DamagedLine)
+        assert len(good) > 20
+        assert target.runs.count_runs() == len(good)
+
+    def test_a_compressed_file_with_a_flipped_bit_gives_what_comes_before(self, two, tmp_path):
+        source, target = two
+        for number in range(200):
+            stored_run(source, inputs=random.Random(number).randbytes(3000).hex())
+        for suffix in (".gz", ".zst"):
+            path = tmp_path / f"runs{suffix}"
+            list(export_runs(source, path))
+            data = bytearray(path.read_bytes())
+            for place in range(len(data) // 2, len(data) // 2 + 50):
+                data[place] ^= 0xFF
+            path.write_bytes(data)
+            assert any(isinstance(result, DamagedLine) for result in import_runs(path, target))
+
+    def test_links_and_pipes_stay_what_they_are(self, two, tmp_path):
+        run = stored_run(two[0])
+        (tmp_path / "real").write_text("old")
+        (tmp_path / "link").symlink_to("real")
+        list(export_runs(two[0], tmp_path / "link"))
+        assert (tmp_path / "link").is_symlink()
+        assert run.id in (tmp_path / "real").read_text()
+
+        os.mkfifo(tmp_path / "pipe")
+        with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+            list(export_runs(two[0], tmp_path / "pipe"))
+            assert run.id.encode() in reader.communicate(timeout=30)[0]
+        assert (tmp_path / "pipe").is_fifo()
+        with pytest.raises(ExportFileError, match="is a directory"):
+            list(export_runs(two[0], tmp_path))
+
+    def test_a_project_without_time_zones_takes_a_file_of_one_with_them(
+        self, two, tmp_path, settings
+    ):
+        run = stored_run(two[0])
+        list(export_runs(two[0], tmp_path / "runs"))
+        settings.USE_TZ = False
+        (result,) = import_runs(tmp_path / "runs", two[1])
+        assert result.outcome == "copied"
+        assert two[1].runs.get(run.id).started_at == timezone.make_naive(run.started_at)
+
+    def test_a_file_that_is_not_compressed_says_so(self, two, tmp_path):
+        (tmp_path / "runs.gz").write_text("plain\n")
+        (result,) = import_runs(tmp_path / "runs.gz", two[1])
+        assert "ot a gzip" in result.reason
+
+    def test_a_file_that_cannot_be_opened_is_an_error(self, two, tmp_path):
+        for use in (
+            lambda path: export_runs(two[0], path),
+            lambda path: import_runs(path, two[1]),
+        ):
+            with pytest.raises(ExportFileError, match="No such file or directory"):
+                list(use(tmp_path / "gone" / "runs.jsonl"))
+
+    def test_an_export_that_is_broken_off_leaves_no_file(self, two, tmp_path):
+        stored_run(two[0])
+        stored_run(two[0])
+        exporting = export_runs(two[0], tmp_path / "runs.jsonl")
+        next(exporting)
+        exporting.close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_run_whose_state_is_damaged_leaves_a_damaged_line(self, two, tmp_path):
+        from workflow_storage import ExecutionState
+
+        source, target = two
+        path = tmp_path / "runs.jsonl"
+        self.damaged_file(two, path)
+        ExecutionState.objects.using(source.runs.alias).filter(run_id="run-3", step=1).update(
+            state_json="damaged"
+        )
+
+        results = {result.run_id: result for result in export_runs(source, path)}
+
+        assert results["run-3"].outcome == "refused"
+        imported = list(import_runs(path, target))
+        assert [type(result).__name__ for result in imported].count("DamagedLine") == 1
+        assert target.runs.count_runs() == 5
+
+
+def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path):
+    source, target = two
+
+    def peak(work):
+        tracemalloc.start()
+        try:
+            for _ in work:
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    payload = "x" * 2000
+    peaks = []
+    for count in (150, 600):
+        now = timezone.now()
+        WorkflowRun.objects.using(source.runs.alias).bulk_create(
+            [new_run(inputs=payload, started_at=now) for _ in range(count)]
+        )
+        path = tmp_path / "runs.jsonl.gz"
+        peaks.append(
+            (
+                peak(copy_runs(source, target)),
+                peak(export_runs(source, path)),
+                peak(import_runs(path, target)),
+            )
+        )
+    for small, large in zip(*peaks, strict=True):
+        assert large < small * 1.5 + 500_000
+    assert gzip.decompress(path.read_bytes())

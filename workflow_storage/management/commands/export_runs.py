@@ -1,0 +1,41 @@
+"""``manage.py export_runs FILE``: runs into a file of JSON Lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workflow_storage.management.base import command_errors, existing_backend
+from workflow_storage.management.transfer import STORE, TransferCommand, add_filters, filters_of
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+
+class Command(TransferCommand):
+    """Exports runs."""
+
+    help = "Writes workflow runs to a file of JSON Lines, each with all its states in a line."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the file, the store and the filters."""
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            help="runs.jsonl; compressed as runs.jsonl.gz or runs.jsonl.zst.",
+        )
+        parser.add_argument(
+            "--backend",
+            metavar=STORE,
+            help="Which store: a name in DATABASES or a URL. Default: the project's own.",
+        )
+        add_filters(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Write the file."""
+        from workflow_storage.transfer import export_runs
+
+        with command_errors():
+            source = existing_backend(options["backend"])
+            filters = filters_of(options)
+            total = source.runs.count_runs(**filters)
+            self.report(export_runs(source, options["file"], **filters), total, "written")

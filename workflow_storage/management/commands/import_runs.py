@@ -1,0 +1,38 @@
+"""``manage.py import_runs FILE``: runs from a file of JSON Lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workflow_storage.factory import create_storage_backend
+from workflow_storage.management.base import command_errors
+from workflow_storage.management.transfer import STORE, TransferCommand
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+
+class Command(TransferCommand):
+    """Imports runs."""
+
+    help = (
+        "Stores the workflow runs of a file that export_runs wrote. What is there already is not "
+        "stored again. A damaged line is reported, and the rest goes in."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the file and the store."""
+        parser.add_argument("file", metavar="FILE", help="A file that export_runs wrote.")
+        parser.add_argument(
+            "--backend",
+            metavar=STORE,
+            help="Which store: a name in DATABASES or a URL. Default: the project's own.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Read the file."""
+        from workflow_storage.transfer import import_runs
+
+        with command_errors():
+            target = create_storage_backend(options["backend"])
+            self.report(import_runs(options["file"], target), None, "imported")
