@@ -176,7 +176,7 @@ class TestServers:
             forget(backend.runs.alias)
 
         if database == "sqlite":
-            for attempt in range(3):
+            for attempt in range(2):
                 start_all(f"sqlite:///{tmp_path}/new-{attempt}.db")
         else:
             with database() as url:

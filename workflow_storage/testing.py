@@ -55,6 +55,7 @@ from workflow_storage import (
     StorageError,
     WorkflowRun,
 )
+from workflow_storage.base import PAGE_SIZE
 from workflow_storage.validation import equal_runs, run_fields
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ NOT_TERMINAL = [status for status in STATUSES if not status.is_terminal]
 # The fixtures stay the same from example to example, on purpose: every example adds to
 # the same store.
 against_the_store = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
@@ -601,7 +602,7 @@ class RunsContract:
         assert ids(backend.runs.list_runs(before=new)) == [old.id]
 
     def test_iter_runs_goes_on_while_its_runs_are_deleted(self, backend: StorageBackend) -> None:
-        for _ in range(450):
+        for _ in range(PAGE_SIZE + 50):
             stored_run(backend)
 
         seen = set()
@@ -609,7 +610,7 @@ class RunsContract:
             seen.add(run.id)
             backend.runs.delete(run.id)
 
-        assert len(seen) == 450
+        assert len(seen) == PAGE_SIZE + 50
         assert backend.runs.count_runs() == 0
 
     def test_update_changes_the_given_fields_only(self, backend: StorageBackend) -> None:
@@ -1121,7 +1122,7 @@ class StatesContract:
         assert json.dumps(stored) == in_json(states)
         assert json.dumps(backend.states.get_latest_state(run.id)) == in_json(states[-1])
 
-    @settings(against_the_store, max_examples=15)
+    @settings(against_the_store, max_examples=8)
     @given(changes=st.lists(state_changes, min_size=1, max_size=20))
     def test_large_states_that_change_in_any_way_come_back_equal(
         self, backend: StorageBackend, changes: list[StateChange]
