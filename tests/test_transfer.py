@@ -502,7 +502,6 @@ for done in copy_runs(source, target, move=sys.argv[3] == "move"):
     ("kinds", "move"),
     [
         (("redis", "sqlite"), "copy"),
-        (("redis", "sqlite"), "move"),
         (("postgres", "redis"), "move"),
     ],
 )

@@ -430,7 +430,7 @@ for number in itertools.count():
 
 def test_writers_that_are_killed_leave_nothing_half_written(backend, url):
     chance = random.Random(1)
-    for attempt in range(5):
+    for attempt in range(4):
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, url, str(10 * attempt + number)],
