@@ -655,6 +655,9 @@ class TestFiles:
         assert len(good) > 20
         assert target.runs.count_runs() == len(good)
 
+        path.write_bytes(b"")
+        assert [type(result) for result in import_runs(path, target)] == [DamagedLine]
+
     def test_a_compressed_file_with_a_flipped_bit_gives_what_comes_before(self, two, tmp_path):
         source, target = two
         for number in range(200):

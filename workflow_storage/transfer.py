@@ -60,6 +60,7 @@ PROBE = "workflow_storage: are these two stores one?"
 """The workflow of a run that is stored in the target for a moment."""
 
 _TIMES = frozenset({"started_at", "completed_at", "heartbeat_at", "created_at"})
+_COMPRESSED = frozenset({".gz", ".zst"})
 _ERRORS_OF_A_FILE = (OSError, EOFError, zlib.error, zstd.ZstdError)
 
 MAX_ATTEMPTS = 20
@@ -210,6 +211,8 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
                 yield DamagedLine(number, f"the file is damaged from here on: {exc}")
                 return
             if not line:
+                if number == 1 and path.suffix in _COMPRESSED and _is_empty(path):
+                    yield DamagedLine(1, "the file is empty, which no compressed file is")
                 return
             if line.isspace():
                 continue
@@ -503,6 +506,10 @@ def _errors_of(path: Path) -> Iterator[None]:
     except (OSError, zlib.error, zstd.ZstdError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise ExportFileError(f"{path}: {reason}. Check the path and the disk.") from exc
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _opened(path: Path, actual: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
