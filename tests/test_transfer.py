@@ -420,7 +420,7 @@ def test_states_that_are_missing_in_between_are_refused(two):
     (result,) = copy_runs(source, target)
 
     assert result.outcome == "refused"
-    assert "is 1, not 8" in result.reason
+    assert "up to step 0, and the next one here is step 8" in result.reason
 
 
 @pytest.mark.parametrize("change", ["fields", "state"])
@@ -671,6 +671,68 @@ class TestFiles:
             path.write_bytes(data)
             assert any(isinstance(result, DamagedLine) for result in import_runs(path, target))
 
+    @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+    def test_no_flipped_bit_changes_a_run(self, two, tmp_path, suffix):
+        source, target = two
+        for number in range(5):
+            stored_run(source, id=f"run-{number}", inputs="some text", outputs=[number])
+        path = tmp_path / f"runs.jsonl{suffix}"
+        list(export_runs(source, path))
+        data = path.read_bytes()
+        originals = {run.id: run for run in source.runs.iter_runs()}
+        chance = random.Random(3)
+
+        for _ in range(60):
+            damaged = bytearray(data)
+            damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+            list(import_runs(path, target))
+            for run in target.runs.iter_runs():
+                assert equal_runs(run, originals[run.id])
+                target.runs.delete(run.id)
+
+    def test_a_line_that_was_changed_on_purpose_goes_in_without_its_checksum(self, two, tmp_path):
+        source, target = two
+        stored_run(source, id="run", inputs="old")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(source, path))
+        line = path.read_text().replace("old", "new")
+        path.write_text(line)
+        (damaged,) = import_runs(path, target)
+        assert (
+            'its checksum differs. If it was changed on purpose, delete "crc32"' in damaged.reason
+        )
+
+        data = json.loads(line)
+        del data["crc32"]
+        path.write_text(json.dumps(data))
+        assert outcomes(import_runs(path, target)) == {"run": "copied"}
+        assert target.runs.get("run").inputs == "new"
+
+    @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+    def test_no_runs_are_a_file_too(self, two, tmp_path, suffix):
+        path = tmp_path / f"runs.jsonl{suffix}"
+        assert list(export_runs(two[0], path)) == []
+        assert list(import_runs(path, two[1])) == []
+
+    def test_a_file_that_is_replaced_keeps_its_mode(self, two, tmp_path):
+        stored_run(two[0])
+        path = tmp_path / "runs.jsonl"
+        path.touch(0o600)
+        list(export_runs(two[0], path))
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_what_is_refused_is_refused_with_the_number_of_its_line(self, two, tmp_path):
+        stored_run(two[0], id="run")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(two[0], path))
+        data = json.loads(path.read_text())
+        del data["crc32"]
+        data["run"]["inputs"] = float("nan")
+        path.write_text(f"\n{json.dumps(data)}\n")
+        (result,) = import_runs(path, two[1])
+        assert (result.outcome, result.reason[:7]) == ("refused", "Line 2:")
+
     def test_links_and_pipes_stay_what_they_are(self, two, tmp_path):
         run = stored_run(two[0])
         (tmp_path / "real").write_text("old")
@@ -687,6 +749,13 @@ class TestFiles:
         with pytest.raises(ExportFileError, match="is a directory"):
             list(export_runs(two[0], tmp_path))
 
+    @pytest.mark.parametrize("name", ["n" * 250, "n" * 300, "real/runs.jsonl"])
+    def test_a_name_that_cannot_be_is_an_error_of_the_file(self, two, tmp_path, name):
+        (tmp_path / "real").touch()
+        stored_run(two[0])
+        with pytest.raises(ExportFileError, match=r"too long|Not a directory"):
+            list(export_runs(two[0], tmp_path / name))
+
     def test_a_project_without_time_zones_takes_a_file_of_one_with_them(
         self, two, tmp_path, settings
     ):
@@ -696,6 +765,30 @@ class TestFiles:
         (result,) = import_runs(tmp_path / "runs", two[1])
         assert result.outcome == "copied"
         assert two[1].runs.get(run.id).started_at == timezone.make_naive(run.started_at)
+
+    def test_a_project_without_time_zones_writes_their_offset(self, two, tmp_path, settings):
+        settings.USE_TZ = False
+        settings.TIME_ZONE = "Europe/Berlin"
+        run = stored_run(two[0], started_at=datetime(2026, 7, 1, 12))
+        path = tmp_path / "runs"
+        list(export_runs(two[0], path))
+        assert json.loads(path.read_text())["run"]["started_at"] == "2026-07-01T12:00:00+02:00"
+
+        settings.TIME_ZONE = "America/New_York"
+        list(import_runs(path, two[1]))
+        assert two[1].runs.get(run.id).started_at == datetime(2026, 7, 1, 6)
+
+    def test_a_time_that_the_project_cannot_have_is_a_damaged_line(self, two, tmp_path, settings):
+        path = tmp_path / "runs"
+        stored_run(two[0])
+        list(export_runs(two[0], path))
+        data = json.loads(path.read_text())
+        del data["crc32"]
+        data["run"]["started_at"] = "0001-01-01T00:00:00+14:00"
+        path.write_text(json.dumps(data))
+        settings.USE_TZ = False
+        (damaged,) = import_runs(path, two[1])
+        assert isinstance(damaged, DamagedLine)
 
     def test_a_file_that_is_not_compressed_says_so(self, two, tmp_path):
         (tmp_path / "runs.gz").write_text("plain\n")

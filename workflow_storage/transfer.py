@@ -10,18 +10,21 @@ from __future__ import annotations
 import gzip
 import itertools
 import os
+import shutil
 import sys
 import zlib
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Unpack, cast
+from zlib import crc32
 
 from django.utils import timezone
 
 from workflow_storage.base import Checkpoint, RunFilters, StorageBackend
 from workflow_storage.encoding import dump_json, load_json
 from workflow_storage.exceptions import (
+    DamagedStateError,
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
@@ -60,7 +63,10 @@ PROBE = "workflow_storage: are these two stores one?"
 """The workflow of a run that is stored in the target for a moment."""
 
 _TIMES = frozenset({"started_at", "completed_at", "heartbeat_at", "created_at"})
+_LINE_KEYS = frozenset({"workflow_storage", "run", "states", "crc32"})
 _COMPRESSED = frozenset({".gz", ".zst"})
+_OPEN_FILES = frozenset(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
+"""Where files have names that are already open, such as ``/dev/stdout``."""
 _ERRORS_OF_A_FILE = (OSError, EOFError, zlib.error, zstd.ZstdError)
 
 MAX_ATTEMPTS = 20
@@ -134,6 +140,7 @@ def copy_runs(
             them has a transaction open: a rollback would lose what was deleted elsewhere.
         StorageUnavailableError: if a store does not answer; call it again to go on.
     """
+    _refuse_useless(target)
     if move:
         if source.runs.in_transaction() or target.runs.in_transaction():
             raise CannotMoveError(
@@ -151,9 +158,10 @@ def export_runs(
 ) -> Iterator[Transferred]:
     """Write runs to a file of JSON Lines: one run with all its states a line, newest first.
 
-    A line is ``{"workflow_storage": 1, "run": {…}, "states": [{…}, …]}``, with the fields of
-    `WorkflowRun` and `Checkpoint` and times in ISO 8601. The file appears under its name once
-    it is complete.
+    A line is ``{"workflow_storage": 1, "run": {…}, "states": [{…}, …], "crc32": "…"}``, with
+    the fields of `WorkflowRun` and `Checkpoint`, times in ISO 8601 with their offset, and the
+    checksum of the bytes before its own key. The file appears under its name once it is
+    complete, and replaces the one that was there; a pipe or ``/dev/stdout`` is written to.
 
     Args:
         source: where the runs are.
@@ -168,23 +176,28 @@ def export_runs(
         StorageUnavailableError: if the store does not answer.
     """
     path = Path(path)
-    actual = path.resolve()
-    if actual.is_dir():
-        raise ExportFileError(f"{path} is a directory. Name a file in it.")
-    if actual.exists() and not actual.is_file():  # a pipe or a device
-        with _errors_of(path), _opened(path, actual, "wb") as file:
+    with _errors_of(path):
+        if path.is_dir():
+            raise ExportFileError(f"{path} is a directory. Name a file in it.")
+        stream = is_stream(path)
+        actual = path.resolve()
+    if stream:
+        with _errors_of(path), _opened(path, path, "ab") as file:
             for run in source.runs.iter_runs(**filters):
                 yield _exported(run, source, file)
         return
     part = actual.with_name(f"{actual.name}.{os.getpid()}.part")
     try:
         with _errors_of(path), _opened(path, part, "wb") as file:
+            if actual.exists():
+                shutil.copymode(actual, part)
             for run in source.runs.iter_runs(**filters):
                 yield _exported(run, source, file)
         with _errors_of(path):
             part.replace(actual)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferred | DamagedLine]:
@@ -203,6 +216,7 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
         StorageUnavailableError: if the store does not answer; call it again to go on.
     """
     path = Path(path)
+    _refuse_useless(target)
     with _errors_of(path), _opened(path, path, "rb") as file:
         for number in itertools.count(1):
             try:
@@ -218,10 +232,13 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
                 continue
             try:
                 run, states = _parsed_line(line)
-            except (ValueError, TypeError, StorageError) as exc:
+            except (ValueError, TypeError, OverflowError, StorageError) as exc:
                 yield DamagedLine(number, str(exc))
                 continue
-            yield _stored(run, _Listed(states), target)
+            done = _stored(run, _Listed(states), target)
+            if done.reason:
+                done = done._replace(reason=f"Line {number}: {done.reason}")
+            yield done
 
 
 class _History(Protocol):
@@ -301,6 +318,9 @@ def _stored(run: WorkflowRun, history: _History, target: StorageBackend) -> Tran
             return _updated(run, history, target)
         except StorageUnavailableError:
             raise
+        except DamagedStateError as exc:
+            reason = f"{exc} What comes before it is in the target."
+            return Transferred(run.id, "refused", reason=reason)
         except StorageError as exc:
             if not isinstance(exc, _COPIED_BY_ANOTHER) or attempt == MAX_ATTEMPTS - 1:
                 return Transferred(run.id, "refused", reason=str(exc))
@@ -355,6 +375,14 @@ def _conflict(
             f"The target has states up to step {last['step']}, which are not here. "  # type: ignore[index]
             "It went on there, or began anew here; delete it in one of them."
         )
+    if ahead and last is not None:
+        following = next(history.after(last["step"]), None)
+        if following is not None and following["step"] != last["step"] + 1:
+            return (
+                f"The target has states up to step {last['step']}, and the next one here is step "
+                f"{following['step']}; those between were deleted here. Delete the run in the "
+                "target, to copy those that are left."
+            )
     return None if equal_runs(stored, run) else _unclear(run, stored, ahead=ahead)
 
 
@@ -387,7 +415,10 @@ def _newest_if_equal(
     Raises:
         StorageError: unless the run and all its states are equal in both.
     """
-    unequal = StorageError("It does not read back equal from the target. Compare the two.")
+    unequal = StorageError(
+        "It does not read back equal from the target. Move it again, in case it was changed "
+        "meanwhile; if this comes again, compare the two."
+    )
     read = target.runs.get(run.id)
     if read is None or not equal_runs(read, run):
         raise unequal
@@ -402,6 +433,11 @@ def _newest_if_equal(
             raise unequal
         last = ours
     return last
+
+
+def _refuse_useless(target: StorageBackend) -> None:
+    """Let a target that refuses everything say so once, and not for each run."""
+    target.runs.list_runs(limit=1)
 
 
 def _refuse_same_store(source: StorageBackend, target: StorageBackend) -> None:
@@ -431,11 +467,15 @@ def _refuse_same_store(source: StorageBackend, target: StorageBackend) -> None:
 
 def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Transferred:
     head = dump_json({"workflow_storage": FORMAT, "run": _as_text(run_fields(run))})
-    file.write(f'{head.removesuffix("}")},"states":['.encode())
+    part = f'{head.removesuffix("}")},"states":['.encode()
+    checksum = crc32(part)
+    file.write(part)
     count = 0
     try:
         for checkpoint in source.states.iter_state_history(run.id):
-            file.write(b"," * (count > 0) + dump_json(_as_text({**checkpoint})).encode())
+            part = b"," * (count > 0) + dump_json(_as_text({**checkpoint})).encode()
+            checksum = crc32(part, checksum)
+            file.write(part)
             count += 1
     except StorageUnavailableError:
         raise
@@ -447,15 +487,27 @@ def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Tran
         file.write(b"\n")
         reason = "Its line is incomplete: it was deleted while it was written."
         return Transferred(run.id, "refused", count, reason=reason)
-    file.write(b"]}\n")
+    file.write(b"]" + _checksum_key(crc32(b"]", checksum)) + b"\n")
     return Transferred(run.id, "copied", count)
+
+
+def _checksum_key(checksum: int) -> bytes:
+    """Give the end of a line."""
+    return b',"crc32":"%08x"}' % checksum
 
 
 def _as_text(fields: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: value.isoformat() if isinstance(value, datetime) else value
+        name: _with_offset(value).isoformat() if isinstance(value, datetime) else value
         for name, value in fields.items()
     }
+
+
+def _with_offset(value: datetime) -> datetime:
+    """Let a time be the same wherever it is read, where the project has them without (USE_TZ)."""
+    if timezone.is_aware(value):
+        return value
+    return timezone.make_aware(value, timezone.get_default_timezone())
 
 
 def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
@@ -472,6 +524,7 @@ def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
         raise ValueError(f"it is no JSON: {exc}") from exc
     if not isinstance(data, dict) or data.get("workflow_storage") != FORMAT:
         raise ValueError(f'it is no run: "workflow_storage" is not {FORMAT}')
+    _check_sum(data, line)
     fields, states = data.get("run"), data.get("states")
     if not isinstance(fields, dict) or set(fields) != set(RUN_FIELDS):
         raise ValueError(f"its run does not have just the fields {', '.join(RUN_FIELDS)}")
@@ -488,6 +541,20 @@ def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
             raise ValueError(f"after step {checkpoints[-1]['step']} comes {checkpoint['step']}")
         checkpoints.append(checkpoint)
     return run, checkpoints
+
+
+def _check_sum(data: dict[str, Any], line: bytes) -> None:
+    if not data.keys() <= _LINE_KEYS:
+        raise ValueError(f"it has other keys than {', '.join(sorted(_LINE_KEYS))}")
+    if "crc32" not in data:
+        return
+    line = line.rstrip()
+    end = len(_checksum_key(0))
+    if line[-end:] != _checksum_key(crc32(memoryview(line)[:-end])):
+        raise ValueError(
+            "it is not as it was written, for its checksum differs. If it was changed on "
+            'purpose, delete "crc32" from it'
+        )
 
 
 def _with_times(fields: dict[str, Any]) -> dict[str, Any]:
@@ -512,10 +579,20 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _opened(path: Path, actual: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
+def is_stream(path: Path) -> bool:
+    """Whether a path names a pipe, a device or something open, which nothing can replace."""
+    return path.exists() and (not path.is_file() or path.parent in _OPEN_FILES)
+
+
+def _opened(path: Path, actual: Path, mode: Literal["rb", "wb", "ab"]) -> IO[bytes]:
     """Open a file, compressed as the name says that it has or is going to have."""
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(actual, mode))
     if path.suffix == ".zst":
-        return cast("IO[bytes]", zstd.open(actual, mode))
+        if mode == "rb":
+            return cast("IO[bytes]", zstd.open(actual, mode))
+        checksum = {int(zstd.CompressionParameter.checksum_flag): 1}
+        file = cast("IO[bytes]", zstd.open(actual, mode, options=checksum))
+        file.write(b"")  # or else a file of no runs would have no frame
+        return file
     return actual.open(mode)

@@ -1,10 +1,12 @@
 """The commands that transfer runs: arguments, summaries, progress, and how they fail."""
 
 import io
+import json
 import os
 import pty
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -162,6 +164,8 @@ def test_times_are_read_in_the_projects_time_zone(settings):
     assert moment("2026-01-31T12:00+00:00") == datetime(2026, 1, 31, 12, tzinfo=UTC)
     settings.USE_TZ = False
     assert moment("2026-01-31T12:00") == datetime(2026, 1, 31, 12)
+    with pytest.raises(ArgumentTypeError, match="is no time"):
+        moment("0001-01-01T00:00+14:00")
 
 
 def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(source, tmp_path, sqlite_url):
@@ -183,3 +187,64 @@ def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(source, tmp_path, sqlite_u
     assert "30/30" in shown
     assert b"30 runs: 30 written" in piped.stdout
     assert (piped.stderr, b"\x1b" in piped.stdout) == (b"", False)
+
+
+def test_runs_can_be_exported_to_standard_output(source, tmp_path, sqlite_url):
+    run = stored_run(source)
+    command = [sys.executable, "manage.py", "export_runs", "/dev/stdout", "--backend", sqlite_url]
+
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with (tmp_path / "all").open("wb") as file:
+        file.write(b"what was there\n")
+        file.flush()
+        subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.DEVNULL, check=True)
+
+    assert json.loads(piped.stdout)["run"]["id"] == run.id
+    assert piped.stderr.startswith(b"1 run: 1 written")
+    first, line = (tmp_path / "all").read_bytes().splitlines()
+    assert (first, line) == (b"what was there", piped.stdout.strip())
+
+
+def test_a_target_that_refuses_everything_says_so_once(source, sqlite_url, redis_url):
+    for _ in range(3):
+        stored_run(source)
+    url = redis_url.replace("/0?", "/9999?")
+    _, err, error = run_command("copy_runs", "--from", sqlite_url, "--to", url)
+    assert err == ""
+    assert "DB index is out of range" in error
+
+
+def test_a_database_that_cannot_be_opened_is_named_by_its_path(source, sqlite_url, tmp_path):
+    _, _, error = run_command(
+        "copy_runs", "--from", sqlite_url, "--to", f"sqlite:///{tmp_path}/gone/x.db"
+    )
+    assert f"'{tmp_path}/gone/x.db' is unavailable" in error
+
+
+def test_what_is_interrupted_says_how_to_go_on(source, sqlite_url, redis_url, target, monkeypatch):
+    for _ in range(3):
+        stored_run(source)
+    put, seen = type(target.runs).put, []
+
+    def interrupted(*args, **kwargs):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(args)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(type(target.runs), "put", interrupted)
+    with pytest.raises(CommandError, match=r"Interrupted after 2 runs\. Run the same") as caught:
+        call_command("copy_runs", source=sqlite_url, target=redis_url)
+    assert caught.value.returncode == 130
+    assert target.runs.count_runs() == 2
+
+
+def test_without_verbosity_only_failures_are_shown(source, target, sqlite_url, redis_url):
+    stored_run(source, id="same", workflow_name="one")
+    arguments = ("copy_runs", "--from", sqlite_url, "--to", redis_url, "--verbosity=0")
+    assert run_command(*arguments) == ("", "", None)
+    source.runs.delete("same")
+    stored_run(source, id="same", workflow_name="two")
+    out, err, _ = run_command(*arguments)
+    assert out == ""
+    assert "another run with this id" in err

@@ -78,6 +78,7 @@ def storage_error(alias: str, exc: django.db.Error) -> StorageError:
     driver_error = exc.__cause__
     number = exc.args[0] if exc.args else None
     text = _without_password(alias, " ".join(str(exc).split()))
+    database = _named(alias)
     if (
         getattr(driver_error, "sqlstate", None) in _MISSING_SQLSTATES
         or number in _MISSING_ERRNOS
@@ -86,14 +87,14 @@ def storage_error(alias: str, exc: django.db.Error) -> StorageError:
         return TablesMissingError(alias)
     if number == _PACKET_TOO_LARGE:
         return StorageError(
-            f"Database {alias!r} refuses a statement of this size: {text}. "
+            f"Database {database} refuses a statement of this size: {text}. "
             "Raise max_allowed_packet on the server, or store less in one state."
         )
     if not isinstance(exc, django.db.OperationalError | django.db.InterfaceError):
-        return StorageError(f"Database {alias!r} refused the operation: {text}")
+        return StorageError(f"Database {database} refused the operation: {text}")
     if _gave_way(exc):
         return StorageUnavailableError(
-            f"Another transaction changed the same rows of database {alias!r}: {text}. "
+            f"Another transaction changed the same rows of database {database}: {text}. "
             "Roll your transaction back and run it again."
         )
     connection = connections[alias]
@@ -113,7 +114,17 @@ def storage_error(alias: str, exc: django.db.Error) -> StorageError:
             "Another process writes for longer than the timeout; try again, or raise "
             "OPTIONS['timeout']."
         )
-    return StorageUnavailableError(f"Database {alias!r} is unavailable: {text}. {advice}")
+    return StorageUnavailableError(f"Database {database} is unavailable: {text}. {advice}")
+
+
+def _named(alias: str) -> str:
+    """Give the name of a database as the user knows it."""
+    if not alias.startswith("workflow_storage_"):
+        return repr(alias)
+    # One that was given by URL or path; its alias is ours.
+    settings = connections[alias].settings_dict
+    host = f" on {settings['HOST']}" if settings["HOST"] else ""
+    return f"{str(settings['NAME'])!r}{host}"
 
 
 def _without_password(alias: str, text: str) -> str:

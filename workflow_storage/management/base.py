@@ -78,7 +78,7 @@ def command_errors() -> Iterator[None]:
     """Show what the user can mend as an error of the command, without a traceback."""
     try:
         yield
-    except (StorageError, ImproperlyConfigured, ValidationError, ValueError) as exc:
+    except (StorageError, ImproperlyConfigured, ValidationError, ValueError, OSError) as exc:
         raise CommandError(str(exc)) from exc
 
 

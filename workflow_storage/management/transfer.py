@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable, Iterator
 
+    from django.core.management.base import OutputWrapper
+
     from workflow_storage.base import RunFilters
 
 LINE_EVERY = 10.0
 """Seconds between lines of progress where there is no terminal."""
+
+INTERRUPTED = 130
+"""The exit code of what SIGINT ended, as shells have it."""
 
 STORE = "NAME|URL|sqlite"
 
@@ -38,7 +43,11 @@ class TransferCommand(BaseCommand):
     requires_system_checks: Any = ()
 
     def report(
-        self, results: Iterable[Transferred | DamagedLine], total: int | None, done: str
+        self,
+        results: Iterable[Transferred | DamagedLine],
+        total: int | None,
+        done: str,
+        options: dict[str, Any],
     ) -> None:
         """Go through the results, show the progress, and end with a summary.
 
@@ -46,24 +55,33 @@ class TransferCommand(BaseCommand):
             results: what became of each run, as it comes.
             total: how many there will be, about; None if nobody knows.
             done: what became of a run that went well, such as ``copied``.
+            options: those of the command; with ``verbosity`` 0, only failures are shown.
 
         Raises:
-            CommandError: in the end, if a run was refused or a line was damaged.
+            CommandError: in the end, if a run was refused or a line was damaged; or if the
+                user interrupts it.
         """
         counts: Counter[str] = Counter()
         states = deleted = failures = 0
-        for result in self._with_progress(results, total, counts):
-            if isinstance(result, DamagedLine):
-                failures += 1
-                self._complain(f"Line {result.number}: {printable(result.reason)}")
-                continue
-            counts[result.outcome] += 1
-            states += result.states
-            deleted += result.deleted
-            if result.reason:
-                failures += 1
-                self._complain(f"{printable(result.run_id)}: {printable(result.reason)}")
-        self.stdout.write(
+        self._quiet = options["verbosity"] == 0
+        try:
+            for result in self._with_progress(results, total, counts):
+                if isinstance(result, DamagedLine):
+                    failures += 1
+                    self._complain(f"Line {result.number}: {printable(result.reason)}")
+                    continue
+                counts[result.outcome] += 1
+                states += result.states
+                deleted += result.deleted
+                if result.reason:
+                    failures += 1
+                    self._complain(f"{printable(result.run_id)}: {printable(result.reason)}")
+        except KeyboardInterrupt:
+            raise CommandError(
+                f"Interrupted after {_runs(sum(counts.values()))}. {self.when_interrupted}",
+                returncode=INTERRUPTED,
+            ) from None
+        self._say(
             f"{_runs(sum(counts.values()))}: {counts['copied']:,} {done}, "
             f"{counts['updated']:,} updated, {counts['unchanged']:,} unchanged, "
             f"{counts['refused']:,} refused; {states:,} states; {deleted:,} deleted from the source."
@@ -71,7 +89,20 @@ class TransferCommand(BaseCommand):
         if failures:
             raise CommandError(f"{failures:,} of them did not go well; see above.")
 
+    when_interrupted = "Run the same command again to go on."
+    """What to do when it was interrupted."""
+
     _progress: Progress | None = None
+    _quiet = False
+    _summary: OutputWrapper | None = None
+
+    def keep_from_stdout(self) -> None:
+        """Say everything on standard error, for standard output gets the runs."""
+        self._summary = self.stderr
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            (self._summary or self.stdout).write(text, style_func=str)
 
     def _complain(self, text: str) -> None:
         if self._progress is None:
@@ -82,7 +113,7 @@ class TransferCommand(BaseCommand):
     def _with_progress(
         self, results: Iterable[Any], total: int | None, counts: Counter[str]
     ) -> Iterator[Any]:
-        if self.stderr.isatty():
+        if self.stderr.isatty() and not self._quiet:
             yield from self._with_bar(results, total)
             return
         of_total = "" if total is None else f" of {total:,}"
@@ -91,7 +122,7 @@ class TransferCommand(BaseCommand):
             yield result
             if time.monotonic() - last >= LINE_EVERY:
                 last = time.monotonic()
-                self.stdout.write(f"{sum(counts.values()):,}{of_total} runs …")
+                self._say(f"{sum(counts.values()):,}{of_total} runs …")
 
     def _with_bar(self, results: Iterable[Any], total: int | None) -> Iterator[Any]:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeRemainingColumn())
@@ -146,8 +177,9 @@ def moment(text: str) -> datetime:
     try:
         date = parse_date(text)
         value = parse_datetime(text) if date is None else datetime.combine(date, time_of_day.min)
-    except ValueError:
+        value = None if value is None else in_project_time(value)
+    except (ValueError, OverflowError):
         value = None
     if value is None:
         raise ArgumentTypeError(f"{text!r} is no time. Write 2026-01-31 or 2026-01-31T12:00.")
-    return in_project_time(value)
+    return value

@@ -46,4 +46,4 @@ class Command(TransferCommand):
             filters = filters_of(options)
             total = source.runs.count_runs(**filters)
             copied = copy_runs(source, target, move=options["move"], **filters)
-            self.report(copied, total, "copied")
+            self.report(copied, total, "copied", options)

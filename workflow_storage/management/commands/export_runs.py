@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.management.base import command_errors, existing_backend
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 class Command(TransferCommand):
     """Exports runs."""
 
-    help = "Writes workflow runs to a file of JSON Lines, each with all its states in a line."
+    help = (
+        "Writes workflow runs to a file of JSON Lines, each with all its states in a line. A file "
+        "that is there already is replaced once the new one is complete."
+    )
+    when_interrupted = "The file was not written."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the file, the store and the filters."""
@@ -32,10 +37,12 @@ class Command(TransferCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Write the file."""
-        from workflow_storage.transfer import export_runs
+        from workflow_storage.transfer import export_runs, is_stream
 
         with command_errors():
+            if is_stream(Path(options["file"])):
+                self.keep_from_stdout()
             source = existing_backend(options["backend"])
             filters = filters_of(options)
             total = source.runs.count_runs(**filters)
-            self.report(export_runs(source, options["file"], **filters), total, "written")
+            self.report(export_runs(source, options["file"], **filters), total, "written", options)

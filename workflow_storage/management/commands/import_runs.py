@@ -35,4 +35,4 @@ class Command(TransferCommand):
 
         with command_errors():
             target = create_storage_backend(options["backend"])
-            self.report(import_runs(options["file"], target), None, "imported")
+            self.report(import_runs(options["file"], target), None, "imported", options)
