@@ -30,6 +30,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -273,6 +274,39 @@ class RunsContract:
             backend.runs.heartbeat(run_id)
         with pytest.raises(RunNotFoundError):
             backend.states.save_state(run_id, {}, "node")
+
+    def test_members_of_enumerations_are_their_values(self, backend: StorageBackend) -> None:
+        class Name(str, Enum):  # noqa: UP042 - formatted as its name, unlike a StrEnum
+            ID = "id"
+            WORKFLOW = "ocr"
+            NODE = "node"
+
+        class Number(IntEnum):
+            TOKENS = 7
+            NEGATIVE = -1
+
+        stored_run(backend, id=Name.ID, workflow_name=Name.WORKFLOW, total_tokens=Number.TOKENS)
+        assert backend.states.save_state(Name.ID, {}, Name.NODE) == 0
+        backend.runs.update(Name.ID, total_tokens=Number.TOKENS)
+
+        for run_id in (Name.ID, "id"):
+            run = backend.runs.get(run_id)
+            assert run is not None
+            assert (run.workflow_name, run.total_tokens) == ("ocr", 7)
+            checkpoint = backend.states.get_latest_checkpoint(run_id)
+            assert checkpoint is not None
+            assert (type(checkpoint["node_id"]), checkpoint["node_id"]) == (str, "node")
+            assert backend.states.get_state(run_id, Number.NEGATIVE) is None
+        for name in (Name.WORKFLOW, "ocr"):
+            assert ids(backend.runs.list_by_workflow(name)) == ["id"]
+            assert ids(backend.runs.list_runs(workflow_name=name, limit=Number.TOKENS)) == ["id"]
+            assert backend.runs.count_runs(workflow_name=name) == 1
+        assert backend.runs.list_runs(before=Name.ID) == []
+        backend.runs.update_status(Name.ID, "running", expected="pending")
+        backend.runs.heartbeat(Name.ID)
+        assert backend.states.delete_states(Name.ID, keep_last=0) == 1
+        backend.runs.delete(Name.ID)
+        assert backend.runs.get("id") is None
 
     def test_an_id_that_is_no_text_is_a_type_error(self, backend: StorageBackend) -> None:
         with pytest.raises(TypeError, match="run_id is a UUID"):
@@ -888,6 +922,17 @@ class RunsContract:
         assert stored.error_message is not None
         assert "no sign of life for more than 1:00:00" in stored.error_message
         assert read_run(backend, alive).status == "running"
+
+    def test_fail_stalled_measures_a_run_that_had_a_duration(self, backend: StorageBackend) -> None:
+        start = timezone.now() - timedelta(hours=2)
+        run = new_run(status="running", started_at=start, heartbeat_at=start, duration_seconds=5.0)
+        backend.runs.put(run)
+
+        assert backend.runs.fail_stalled(timedelta(hours=1)) == 1
+
+        failed = read_run(backend, run)
+        assert failed.completed_at is not None
+        assert failed.duration_seconds == pytest.approx(7200, abs=60)
 
     def test_fail_stalled_keeps_the_result_of_a_run_that_finishes_meanwhile(
         self, backend: StorageBackend, monkeypatch: pytest.MonkeyPatch

@@ -80,7 +80,12 @@ def valid_name(field: str, value: object, max_length: int) -> str:
         raise InvalidFieldError(
             f"{field} holds a NUL character or a lone surrogate: {value!r}. Remove it."
         )
-    return value
+    return plain_text(value)
+
+
+def plain_text(text: str) -> str:
+    """Give text as it is, where a member of an enumeration is formatted as its name."""
+    return str.__str__(text)
 
 
 def valid_status(status: Any) -> RunStatus:
@@ -149,6 +154,7 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
             f"{', '.join(sorted(unknown))}: no such filter. "
             f"Use one of: {', '.join(RunFilters.__annotations__)}."
         )
+    name = None if name is None else plain_text(name)
     return ValidFilters(name, statuses, **moments, match_none=not possible or statuses == [])
 
 
@@ -215,14 +221,14 @@ def valid_count(name: str, value: object, minimum: int = 0) -> int:
     """Check a limit, a batch size or a number of states to keep."""
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
         raise ValueError(f"{name} is {value!r}. Pass a whole number from {minimum} to {MAX_COUNT}.")
-    return value
+    return int(value)
 
 
 def valid_step(step: object) -> int:
     """Check that a step is a whole number, not that there is one."""
     if not isinstance(step, int):
         raise TypeError(f"step is a {type(step).__name__}. Pass a whole number.")
-    return step
+    return int(step)
 
 
 def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) -> dict[str, Any]:
@@ -363,9 +369,10 @@ def _error_text(field: str, value: object) -> str | None:
 def _whole_number(field: str, value: object) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value not in _BIGINT:
+    # A range looks through its numbers one by one for what is not just an int.
+    if not isinstance(value, int) or isinstance(value, bool) or int(value) not in _BIGINT:
         raise InvalidFieldError(f"{field} is {value!r}. Pass a whole number within 64 bits.")
-    return value
+    return int(value)
 
 
 def _finite_number(field: str, value: object) -> float | None:

@@ -80,6 +80,14 @@ class TestURLs:
                 for name in ("encoding", "retry", "credential_provider", "redis_connect_func")
             ),
             ("redis://host:6379/name", "number of a database"),
+            *(
+                (f"redis://host/0?{name}={value}", f"{name} takes seconds from")
+                for name in ("socket_timeout", "socket_connect_timeout", "timeout")
+                for value in ("-1", "nan", "inf", "1e20")
+            ),
+            ("redis://host/0?socket_timeout=0", "socket_timeout takes seconds from"),
+            ("redis://host/0?prefix=one&prefix=two", "a parameter is there twice"),
+            ("redis://one:6379,two:6379/0", "several nodes need redis.cluster://"),
             ("redis+cluster://", "a node has no host"),
             ("redis+cluster://one:7000,:7001", "a node has no host"),
             ("redis+cluster://one:7000/3", "no numbered databases"),
@@ -117,6 +125,13 @@ class TestURLs:
                 runs.get("x")
             with pytest.raises(StorageUnavailableError, match="Check that the server runs"):
                 asyncio.run(runs.aget("x"))
+
+    def test_the_url_of_a_cluster_for_a_server_that_is_none_says_so(self, server):
+        url = server.url.replace("redis://", "redis+cluster://")
+        with pytest.raises(
+            StorageError, match=r"is no cluster\. Use a URL that begins with redis:"
+        ):
+            create_storage_backend(url).runs.get("x")
 
     def test_parameters_reach_redis_py(self):
         store = RedisStore("rediss://u:p%40@h:7000/2?prefix=a.b:c&socket_timeout=3&wait_replicas=2")
@@ -542,6 +557,53 @@ class TestServers:
                 backend.runs.delete("gone")
             server.client(server.ports[0]).flushall()
             backend.runs.store.close()
+
+    def test_a_node_that_has_not_joined_the_cluster_does_no_harm(self, tmp_path):
+        with (
+            redis_cluster() as servers,
+            RedisServers(tmp_path, 1, "--cluster-enabled", "yes") as others,
+        ):
+            nodes = servers.url.removeprefix("redis+cluster://")
+            backend = create_storage_backend(f"redis+cluster://127.0.0.1:{others.ports[0]},{nodes}")
+            runs = [stored_run(backend) for _ in range(8)]
+            assert len(backend.runs.list_runs()) == len(runs)
+
+            alone = create_storage_backend(f"redis+cluster://127.0.0.1:{others.ports[0]}")
+            with pytest.raises(StorageUnavailableError, match="no node of the cluster serves"):
+                alone.runs.get("x")
+
+            for store in (backend, alone):
+                store.runs.store.close()
+
+    def test_threads_find_their_nodes_while_another_forgets_them(self):
+        with redis_cluster() as servers:
+            backend = create_storage_backend(servers.url)
+            store = backend.runs.store
+            runs = [stored_run(backend) for _ in range(16)]
+            done = threading.Event()
+
+            def forget():
+                while not done.is_set():
+                    for port in servers.ports:
+                        store._forget(("127.0.0.1", port))
+
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(1e-6)
+            try:
+                with ThreadPoolExecutor(5) as pool:
+                    forgetting = pool.submit(forget)
+                    reading = [
+                        pool.submit(lambda: [backend.runs.get(run.id) for run in runs * 5])
+                        for _ in range(4)
+                    ]
+                    try:
+                        assert all(all(one.result()) for one in reading)
+                    finally:
+                        done.set()
+                    forgetting.result()
+            finally:
+                sys.setswitchinterval(interval)
+                store.close()
 
     def test_a_node_that_hangs_leaves_the_others_alone(self):
         with redis_cluster(3, 0, "--cluster-require-full-coverage", "no") as servers:

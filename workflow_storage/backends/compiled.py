@@ -19,6 +19,8 @@ from django.db.models import CharField, Model, QuerySet, TextField
 from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
 
+from workflow_storage.validation import plain_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
@@ -47,11 +49,14 @@ class Parameter(Expression):
 
     def prepared(self, values: dict[str, Any], connection: Any) -> Any:
         """Give this parameter's value as the driver takes it."""
+        value = values[self.name]
+        if isinstance(value, str):
+            value = plain_text(value)
         if self.as_it_is:
-            return values[self.name]
+            return value
         if self.for_save:
-            return self.output_field.get_db_prep_save(values[self.name], connection)
-        return self.output_field.get_db_prep_value(values[self.name], connection)
+            return self.output_field.get_db_prep_save(value, connection)
+        return self.output_field.get_db_prep_value(value, connection)
 
 
 @dataclass(slots=True)

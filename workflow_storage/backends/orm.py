@@ -46,6 +46,7 @@ from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     RESULT_TIMES,
     equal_runs,
+    plain_text,
     possible_id,
     run_fields,
     valid_count,
@@ -182,7 +183,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         """See `AbstractWorkflowRunRepository.delete`."""
         with transaction.atomic(using=self.alias):
             self._lock(run_id, to_delete=True)
-            self._delete_runs([run_id])
+            self._delete_runs([plain_text(run_id)])
 
     @translates_errors
     def delete_finished(
@@ -223,7 +224,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         """See `AbstractWorkflowRunRepository.fail_if_stalled`."""
         with transaction.atomic(using=self.alias), suppress(RunNotFoundError):
             self._lock(run_id)
-            if self._stalled(idle).filter(pk=run_id).exists():
+            if self._stalled(idle).filter(pk=plain_text(run_id)).exists():
                 self._fail_as_stalled(run_id, idle)
                 return True
         return False
@@ -309,16 +310,19 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     def _position(self, before: str | WorkflowRun) -> tuple[datetime, str]:
         if isinstance(before, WorkflowRun):
             return before.started_at, before.id
-        run = self._runs.filter(pk=before) if possible_id(before) else self._runs.none()
-        for started_at in run.values_list("started_at", flat=True):
-            return started_at, before
+        if possible_id(before):
+            run_id = plain_text(before)
+            run = self._runs.filter(pk=run_id)
+            for started_at in run.values_list("started_at", flat=True):
+                return started_at, run_id
         raise RunNotFoundError(before)
 
     def _status(self, run_id: str) -> str | None:
         """Give the status of a run, or None if there is no such run."""
         if not possible_id(run_id):
             return None
-        return self._runs.filter(pk=run_id).values_list("status", flat=True).first()
+        run = self._runs.filter(pk=plain_text(run_id))
+        return run.values_list("status", flat=True).first()
 
     def _change(
         self,

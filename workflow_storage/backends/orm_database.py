@@ -19,7 +19,7 @@ from workflow_storage.models import (
     ExecutionState,
     WorkflowRun,
 )
-from workflow_storage.validation import possible_id
+from workflow_storage.validation import plain_text, possible_id
 
 
 class DjangoRepository:
@@ -75,7 +75,9 @@ class DjangoRepository:
         Raises:
             RunNotFoundError: if there is no such run.
         """
-        runs = self._runs.filter(pk=run_id) if possible_id(run_id) else self._runs.none()
+        runs = self._runs.none()
+        if possible_id(run_id):
+            runs = self._runs.filter(pk=plain_text(run_id))
         if connections[self.alias].features.has_select_for_update:
             found = bool(self._locked(runs, to_delete=to_delete).values_list("pk"))
         else:

@@ -56,6 +56,7 @@ from workflow_storage.models import (
 from workflow_storage.validation import (
     MAX_NODE_ID,
     ValidCheckpoint,
+    plain_text,
     possible_id,
     valid_checkpoint,
     valid_count,
@@ -286,7 +287,9 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         )
 
     def _states_of(self, run_id: str) -> QuerySet[ExecutionState]:
-        return self._states.filter(run_id=run_id) if possible_id(run_id) else self._states.none()
+        if not possible_id(run_id):
+            return self._states.none()
+        return self._states.filter(run_id=plain_text(run_id))
 
     def _make_whole(self, states: QuerySet[ExecutionState], first: int, newest: int) -> None:
         """Store those states whole whose bases come before the first that is kept."""
@@ -341,7 +344,7 @@ class DjangoStateWriter(StateWriter):
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
         text = valid_state(state_data)
-        valid_name("node_id", node_id, MAX_NODE_ID)
+        node_id = valid_name("node_id", node_id, MAX_NODE_ID)
         repository = self._repository
         if not possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)

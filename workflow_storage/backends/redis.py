@@ -58,6 +58,7 @@ from workflow_storage.validation import (
     ValidFilters,
     equal_runs,
     payload_json,
+    plain_text,
     possible_id,
     run_fields,
     valid_checkpoint,
@@ -124,6 +125,7 @@ class _RedisRepository:
 
     def _call(self, script: scripts.Script, run_id: str, *args: Any) -> Call:
         """Give the call of a script on a run."""
+        run_id = plain_text(run_id)
         base = self.store.base(run_id)
         return Call(script, (f"{base}:run:{run_id}", f"{base}:states:{run_id}"), (run_id, *args))
 
@@ -137,7 +139,7 @@ class _RedisRepository:
         """Give the commands that read runs, and further fields of theirs."""
         return [
             ("HMGET", f"{self.store.base(run_id)}:run:{run_id}", *_FIELDS, *extra)
-            for run_id in run_ids
+            for run_id in map(plain_text, run_ids)
         ]
 
 
@@ -466,7 +468,15 @@ class RedisWorkflowRunRepository(_RedisRepository, AbstractWorkflowRunRepository
             return False
         changes = _status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
         values = _written(changes)
-        reply = yield self._indexing(scripts.FAIL_STALLED, run_id, _time_text(cutoff), *values)
+        cleared = [name for name, value in changes.items() if value is None]
+        reply = yield self._indexing(
+            scripts.FAIL_STALLED,
+            run_id,
+            _time_text(cutoff),
+            3 + len(values),
+            *values,
+            *cleared,
+        )
         return bool(reply)
 
     def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
@@ -755,7 +765,7 @@ class RedisStateWriter(StateWriter):
 
     def _save(self, state_data: dict[str, Any], node_id: str) -> Generator[Any, Any, int]:
         text = valid_state(state_data)
-        valid_name("node_id", node_id, MAX_NODE_ID)
+        node_id = valid_name("node_id", node_id, MAX_NODE_ID)
         if not possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
         for attempt in itertools.count():
@@ -1009,7 +1019,7 @@ _READERS = [
 
 
 def _entry(started_at: datetime, run_id: str) -> bytes:
-    return f"{_time_text(started_at)} {run_id}".encode()
+    return f"{_time_text(started_at)} {plain_text(run_id)}".encode()
 
 
 def _alternatives(values: Iterable[str]) -> str:

@@ -94,6 +94,12 @@ _OPTIONS = {
     "timeout",
     "username",
 }
+_SECONDS = {
+    "health_check_interval": (0, 86_400),
+    "socket_connect_timeout": (0.001, 86_400),
+    "socket_timeout": (0.001, 86_400),
+    "timeout": (0, 86_400),
+}
 # A command on several keys is refused while some of them are being moved to another node.
 _TRY_AGAIN = 0.05  # seconds
 _TRY_AGAIN_TIMES = 200
@@ -135,7 +141,10 @@ class RedisStore:
         self.name = without_password(url)
         parts = urlsplit(url)
         self.is_cluster = parts.scheme in _CLUSTER_SCHEMES
-        parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        parameters = dict(pairs)
+        if len(parameters) < len(pairs):
+            raise self._refused("a parameter is there twice")
         self.prefix = parameters.pop("prefix", "workflow_storage")
         if not _PREFIX.fullmatch(self.prefix):
             raise self._refused("prefix takes letters, digits and any of . : _ -")
@@ -211,6 +220,10 @@ class RedisStore:
             return StorageError(
                 f"The Redis server {self.name} is part of a cluster: {text}. "
                 "Use a URL that begins with redis+cluster://"
+            )
+        if self.is_cluster and "cluster support disabled" in text:
+            return StorageError(
+                f"The Redis server {self.name} is no cluster. Use a URL that begins with redis://"
             )
         if isinstance(exc, DataError) or (
             isinstance(exc, ResponseError)
@@ -331,7 +344,8 @@ class RedisStore:
             other = reply.host or address[0], int(reply.port)
             if not isinstance(reply, MovedError):
                 return other
-            self._owners[_slot(request)] = other
+            with self._lock:
+                self._owners = {**self._owners, _slot(request): other}
             return None
         # It may say so because another node has taken over.
         self._forget(address)
@@ -371,7 +385,8 @@ class RedisStore:
 
     def _forget(self, address: _Address) -> None:
         """Forget which slots a server serves, and ask it last about others."""
-        self._owners = {slot: owner for slot, owner in self._owners.items() if owner != address}
+        with self._lock:
+            self._owners = {slot: at for slot, at in self._owners.items() if at != address}
         self._doubtful = address
 
     def _owner(self, request: Any) -> Generator[_Step, list[Any], _Address]:
@@ -379,16 +394,19 @@ class RedisStore:
         if not self.is_cluster:
             return self._nodes[0]
         slot = _slot(request)
-        if slot not in self._owners:
-            yield from self._discovery()
-        try:
-            return self._owners[slot]
-        except KeyError:
-            raise ClusterError(f"no node of the cluster serves slot {slot}") from None
+        owner = self._owners.get(slot)
+        if owner is None:
+            # Another thread may forget it again at once.
+            owner = (yield from self._discovery()).get(slot)
+        if owner is None:
+            raise ClusterError(f"no node of the cluster serves slot {slot}")
+        return owner
 
-    def _discovery(self) -> Generator[_Step, list[Any], None]:
-        """Ask the nodes, until one answers, which of them serve the slots of the bases."""
+    def _discovery(self) -> Generator[_Step, list[Any], dict[int, _Address]]:
+        """Ask the nodes which of them serve the slots of the bases, until one knows all."""
         error: Exception | None = None
+        owners: dict[int, _Address] = {}
+        slots = [key_slot(base.encode()) for base in self.bases]
         addresses = dict.fromkeys([*self._known, *self._nodes])
         for address in sorted(addresses, key=lambda address: address == self._doubtful):
             try:
@@ -404,14 +422,23 @@ class RedisStore:
                 (first, last, ((host or b"").decode() or address[0], port))
                 for first, last, (host, port, *_), *_ in reply
             ]
-            self._known = [owner for _, _, owner in ranges]
-            for base in self.bases:
-                slot = key_slot(base.encode())
-                for first, last, owner in ranges:
-                    if first <= slot <= last:
-                        self._owners[slot] = owner
-            return
-        raise error or ClusterError("the URL names no node")
+            found = {
+                slot: owner
+                for slot in slots
+                for first, last, owner in ranges
+                if first <= slot <= last
+            }
+            # A node that has not joined the cluster, or was taken out of it, knows none.
+            if len(found) > len(owners):
+                owners = found
+                self._known = [owner for _, _, owner in ranges]
+            if len(found) == len(slots):
+                break
+        if not owners and error is not None:
+            raise error
+        with self._lock:
+            self._owners = owners
+        return owners
 
     # Sending it, sync and async. A write that is sent again could be written twice, so
     # redis-py is told not to try again.
@@ -523,6 +550,8 @@ class RedisStore:
             except ValueError:  # UnicodeError is one
                 # Not chained: the parser's message can quote a part of the password.
                 raise self._refused("a host, or its port, cannot be read") from None
+        if len(nodes) > 1 and not self.is_cluster:
+            raise self._refused("several nodes need redis+cluster://")
         if self.is_cluster and not all(host for host, _ in nodes):
             raise self._refused("a node has no host")
         try:
@@ -538,6 +567,9 @@ class RedisStore:
         except ValueError as exc:
             # The parser's messages quote no part of a URL but the name of a parameter.
             raise self._refused(str(exc)) from None
+        for name, (least, most) in _SECONDS.items():
+            if not least <= options.get(name, least) <= most:
+                raise self._refused(f"{name} takes seconds from {least} to {most}")
         return {**_DEFAULTS, **options}, nodes or [("", 0)]
 
     def _validate(self) -> None:

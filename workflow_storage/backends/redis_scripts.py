@@ -154,14 +154,16 @@ return 1
 
 FAIL_STALLED = _script(
     """
--- A time, and names and values: set if the run gave no sign of life since. Gives whether.
+-- A time, then as CHANGE, for a run that gave no sign of life since. Gives whether.
 local before = place()
 if before[1] ~= 'running' or before[3] >= ARGV[2] then return 0 end
 local signs = redis.call('HMGET', run_key, 'heartbeat_at', 'state_at')
 for i = 1, 2 do
   if signs[i] and signs[i] >= ARGV[2] then return 0 end
 end
-set(3, #ARGV)
+local last_set = tonumber(ARGV[3])
+set(4, last_set)
+clear(last_set + 1, #ARGV)
 moved(before)
 return 1
 """,
