@@ -30,9 +30,10 @@ class Driver:
 
         self.client, self.base, self.scripts = client, base, redis_scripts
 
-    def call(self, script: Any, run_id: str, *args: Any) -> Any:
+    def call(self, script: Any, run_id: str, *args: Any, indexes: tuple[str, ...] = ()) -> Any:
         keys = (f"{self.base}:run:{run_id}", f"{self.base}:states:{run_id}")
-        return self.client.evalsha(script.sha, 2, *keys, self.base, run_id, *args)
+        others = (f"{self.base}:{name}" for name in indexes)
+        return self.client.evalsha(script.sha, 2 + len(indexes), *keys, *others, run_id, *args)
 
     def time(self, value: datetime) -> str:
         return value.replace(tzinfo=None).isoformat(timespec="microseconds")
@@ -50,7 +51,8 @@ class Driver:
                     else value
                 )
                 values += [name, text]
-        self.call(self.scripts.ADD, run.id, *values, "version", 0)
+        values += ["version", 0]
+        self.call(self.scripts.ADD, run.id, *values, indexes=self.scripts.INDEXES)
 
     def parsed(self, values: Any) -> dict[str, Any]:
         run: dict[str, Any] = {}
@@ -77,16 +79,19 @@ class Driver:
             "completed_at",
             self.time(datetime.now(UTC)),
         )
-        self.call(self.scripts.CHANGE, run_id, "", 4 + len(values), *values, "duration_seconds")
+        arguments = ("", 3 + len(values), *values, "duration_seconds")
+        self.call(self.scripts.CHANGE, run_id, *arguments, indexes=self.scripts.INDEXES)
 
     def list(self, name: str) -> Any:
         statuses = ("pending", "running", "completed", "failed", "cancelled")
-        keys = [f"{self.base}:runs:{status}:{name}" for status in statuses]
-        lists = self.client.evalsha(self.scripts.INDEX.sha, len(keys), *keys, "+", "-", 100)
+        keys = [f"{self.base}:workflows:{status}" for status in statuses]
+        bounds = (f"({name}\1", f"[{name}\0")
+        lists = self.client.evalsha(self.scripts.INDEX.sha, len(keys), *keys, *bounds, 100)
         entries = sorted((entry for found in lists for entry in found), reverse=True)[:100]
         pipeline = self.client.pipeline(transaction=False)
         for entry in entries:
-            pipeline.hmget(f"{self.base}:run:{entry[27:].decode()}", FIELDS)
+            run_id = entry[len(name) + 28 :].decode()
+            pipeline.hmget(f"{self.base}:run:{run_id}", FIELDS)
         return [self.parsed(values) for values in pipeline.execute()]
 
     def save_state(self, run_id: str, state: Any) -> Any:
@@ -96,7 +101,7 @@ class Driver:
         return self.call(self.scripts.APPEND, run_id, "", "", "", now, mark, text)
 
     def latest(self, run_id: str) -> Any:
-        _, step, mark, text = self.call(self.scripts.CHAIN, run_id, "")
+        _, _, step, mark, text = self.call(self.scripts.CHAIN, run_id, "")
         created_at = datetime.fromisoformat(mark[:26].decode()).replace(tzinfo=UTC)
         return step, mark[36:].decode(), created_at, json.loads(text)
 
