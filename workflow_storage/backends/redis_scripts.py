@@ -74,7 +74,11 @@ local function clear(first, last)
   if last >= first then redis.call('HDEL', run_key, unpack(ARGV, first, last)) end
 end
 
-local function moved(before)
+-- ARGV[3] is the last argument that is set, from the fourth on; behind it are names to clear.
+local function change(before)
+  local last_set = tonumber(ARGV[3])
+  set(4, last_set)
+  clear(last_set + 1, #ARGV)
   local after = place()
   for i = 1, 4 do
     if before[i] ~= after[i] then
@@ -129,10 +133,7 @@ if not before[1] then return false end
 if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. before[1] .. '|', 1, true) then
   return {before[1], 0}
 end
-local last_set = tonumber(ARGV[3])
-set(4, last_set)
-clear(last_set + 1, #ARGV)
-moved(before)
+change(before)
 return {before[1], 1}
 """,
     wrote=lambda reply: bool(reply and reply[1]),
@@ -143,10 +144,7 @@ REPLACE = _script(
 -- A version, then as CHANGE, for a run that has it. Gives whether it was.
 local before = place()
 if not before[1] or redis.call('HGET', run_key, 'version') ~= ARGV[2] then return 0 end
-local last_set = tonumber(ARGV[3])
-set(4, last_set)
-clear(last_set + 1, #ARGV)
-moved(before)
+change(before)
 return 1
 """,
     wrote=_is_one,
@@ -161,10 +159,7 @@ local signs = redis.call('HMGET', run_key, 'heartbeat_at', 'state_at')
 for i = 1, 2 do
   if signs[i] and signs[i] >= ARGV[2] then return 0 end
 end
-local last_set = tonumber(ARGV[3])
-set(4, last_set)
-clear(last_set + 1, #ARGV)
-moved(before)
+change(before)
 return 1
 """,
     wrote=_is_one,
