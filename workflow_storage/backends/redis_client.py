@@ -212,7 +212,7 @@ class RedisStore:
 
     def error(self, exc: Exception) -> StorageError:
         """Give the error of the contract for an error of redis-py."""
-        text = " ".join(str(exc).split()) or type(exc).__name__
+        text = " ".join(str(exc).split()).rstrip(".") or type(exc).__name__
         password = self._options.get("password")
         if password and len(password) > 3:
             text = text.replace(password, "***")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from workflow_storage.exceptions import StorageError
 from workflow_storage.factory import create_storage_backend, missing_file
+from workflow_storage.status import RunStatus
 from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.models import WorkflowRun
+
+STORE = "NAME|URL|sqlite"
+"""How the help shows what names a store."""
 
 PIPE_WIDTH = 200
 """Columns of a table that is written to a file or another command."""
@@ -38,11 +42,7 @@ class StorageCommand(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add ``--backend`` and ``--format``."""
-        parser.add_argument(
-            "--backend",
-            metavar="NAME|URL|sqlite",
-            help="Which store: a name in DATABASES or a URL. Default: the project's own.",
-        )
+        add_backend(parser)
         parser.add_argument(
             "--format", choices=["table", "json"], default="table", help="Default: table."
         )
@@ -71,6 +71,26 @@ class StorageCommand(BaseCommand):
         text = captured.get().encode(encoding, "backslashreplace").decode(encoding)
         lines = text.splitlines()
         self.stdout.write("\n".join(line.rstrip() for line in lines))
+
+
+def add_backend(parser: ArgumentParser) -> None:
+    """Add ``--backend``."""
+    parser.add_argument(
+        "--backend",
+        metavar=STORE,
+        help="Which store: a name in DATABASES or a URL. Default: the project's own.",
+    )
+
+
+def add_run_filters(parser: ArgumentParser) -> None:
+    """Add ``--workflow`` and ``--status``."""
+    parser.add_argument("--workflow", metavar="NAME", help="Only runs of this workflow.")
+    parser.add_argument(
+        "--status",
+        action="append",
+        choices=RunStatus.values,
+        help="Only runs in this status; may be given several times.",
+    )
 
 
 @contextmanager

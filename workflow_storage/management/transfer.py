@@ -14,8 +14,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from workflow_storage.management.base import printable
-from workflow_storage.status import RunStatus
+from workflow_storage.management.base import add_run_filters, printable
 from workflow_storage.transfer import DamagedLine, Transferred
 from workflow_storage.validation import in_project_time
 
@@ -32,8 +31,6 @@ LINE_EVERY = 10.0
 
 INTERRUPTED = 130
 """The exit code of what SIGINT ended, as shells have it."""
-
-STORE = "NAME|URL|sqlite"
 
 
 class TransferCommand(BaseCommand):
@@ -143,13 +140,7 @@ def _runs(count: int) -> str:
 
 def add_filters(parser: ArgumentParser) -> None:
     """Add what selects runs."""
-    parser.add_argument("--workflow", metavar="NAME", help="Only runs of this workflow.")
-    parser.add_argument(
-        "--status",
-        action="append",
-        choices=RunStatus.values,
-        help="Only runs in this status; may be given several times.",
-    )
+    add_run_filters(parser)
     parser.add_argument(
         "--started-before",
         type=moment,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.base import command_errors, existing_backend
-from workflow_storage.management.transfer import STORE, TransferCommand, add_filters, filters_of
+from workflow_storage.management.base import add_backend, command_errors, existing_backend
+from workflow_storage.management.transfer import TransferCommand, add_filters, filters_of
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -28,11 +28,7 @@ class Command(TransferCommand):
             metavar="FILE",
             help="runs.jsonl; compressed as runs.jsonl.gz or runs.jsonl.zst.",
         )
-        parser.add_argument(
-            "--backend",
-            metavar=STORE,
-            help="Which store: a name in DATABASES or a URL. Default: the project's own.",
-        )
+        add_backend(parser)
         add_filters(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:

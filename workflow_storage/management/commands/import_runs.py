@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.factory import create_storage_backend
-from workflow_storage.management.base import command_errors
-from workflow_storage.management.transfer import STORE, TransferCommand
+from workflow_storage.management.base import add_backend, command_errors
+from workflow_storage.management.transfer import TransferCommand
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -23,11 +23,7 @@ class Command(TransferCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the file and the store."""
         parser.add_argument("file", metavar="FILE", help="A file that export_runs wrote.")
-        parser.add_argument(
-            "--backend",
-            metavar=STORE,
-            help="Which store: a name in DATABASES or a URL. Default: the project's own.",
-        )
+        add_backend(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Read the file."""

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from workflow_storage.management.base import StorageCommand, as_json, as_text, run_as_dict
+from workflow_storage.management.base import (
+    StorageCommand,
+    add_run_filters,
+    as_json,
+    as_text,
+    run_as_dict,
+)
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
@@ -33,13 +39,7 @@ class Command(StorageCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the filters."""
         super().add_arguments(parser)
-        parser.add_argument("--workflow", metavar="NAME", help="Only runs of this workflow.")
-        parser.add_argument(
-            "--status",
-            action="append",
-            choices=RunStatus.values,
-            help="Only runs in this status; may be given several times.",
-        )
+        add_run_filters(parser)
         parser.add_argument("--limit", type=int, default=20, help="How many runs. Default: 20.")
         parser.add_argument("--before", metavar="ID", help="The page after the run with this id.")
 
