@@ -40,6 +40,30 @@ def test_any_state_comes_back_as_from_the_json_module(value):
     assert json.dumps(load_json(text)) == expected
 
 
+def read_by(load, text):
+    """Give what a reader makes of a text: the value with the types in it, or that it refuses."""
+    try:
+        return repr(load(text))
+    except ValueError:
+        return "refused"
+
+
+@given(json_values, st.data())
+def test_any_text_is_read_as_the_json_module_reads_it(value, data):
+    text = json.dumps(value, ensure_ascii=data.draw(st.booleans()))
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        put = data.draw(st.sampled_from([*'{}[],:"\\/019.eE+-NaIul \n\t\0\x1f\x7fé', "\\ud800"]))
+        text = text[:at] + put + text[at + data.draw(st.integers(0, 2)) :]
+
+    assert read_by(load_json, text) == read_by(json.loads, text)
+
+
+@given(st.one_of(st.integers(), st.integers(2**62, 2**70), st.floats(), st.decimals()).map(str))
+def test_any_number_is_read_as_the_json_module_reads_it(number):
+    assert read_by(load_json, number) == read_by(json.loads, number)
+
+
 class Colour(enum.Enum):
     RED = "r"
 

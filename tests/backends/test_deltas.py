@@ -95,6 +95,26 @@ def test_the_model_gives_the_state_however_it_is_stored(sql_backend, run):
         assert state.state_data == checkpoint["state_data"]
 
 
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_delta_has_the_same_time_as_its_row(sql_backend, settings, use_tz):
+    connections[sql_backend.states.alias].close()
+    settings.USE_TZ = use_tz
+    run = stored_run(sql_backend)
+    state = {}
+    for number in range(4):
+        state = changed_state(state, "grow", PROSE + number)
+        sql_backend.states.save_state(run.id, state, "node")
+
+    rows = {row.step: row for row in states_of(sql_backend, run)}
+    found = [sql_backend.states.get_state(run.id, step) for step in range(4)]
+
+    assert rows[3].state_delta is not None
+    assert [repr(each["created_at"]) for each in found] == [
+        repr(rows[step].created_at) for step in range(4)
+    ]
+    connections[sql_backend.states.alias].close()
+
+
 def damage(backend, run, step, **columns):
     assert states_of(backend, run).filter(step=step).update(**columns) == 1
 

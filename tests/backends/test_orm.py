@@ -208,10 +208,12 @@ def plans_of(alias, call):
         call()
     assert queries
     explain = "EXPLAIN" if connections[alias].vendor == "postgresql" else "EXPLAIN QUERY PLAN"
-    return [
-        "\n".join(str(row[-1]) for row in select(alias, f"{explain} {sql}", *params))
-        for sql, params in queries
-    ]
+    plans = []
+    with connections[alias].cursor() as cursor:
+        for sql, params in queries:
+            cursor.execute(f"{explain} {sql}", params)
+            plans.append("\n".join(str(row[-1]) for row in cursor.fetchall()))
+    return plans
 
 
 class TestPlans:

@@ -9,15 +9,16 @@ its key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+from django.core.signals import setting_changed
 from django.db import connections
-from django.db.models import CharField, Model, QuerySet, TextField
+from django.db.models import CharField, DateTimeField, Model, QuerySet, TextField
 from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
+from django.dispatch import receiver
 
 from workflow_storage.validation import plain_text
 
@@ -59,49 +60,103 @@ class Parameter(Expression):
         return self.output_field.get_db_prep_value(value, connection)
 
 
-@dataclass(slots=True)
 class Statement:
-    """SQL with parameters to be filled in."""
+    """SQL with parameters to be filled in.
 
-    sql: str
-    params: Sequence[Any]
+    Args:
+        sql: as Django writes it.
+        params: what fills its places, each a `Parameter` or the value itself.
+        connection: the database that it is for.
+    """
+
+    def __init__(self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper) -> None:
+        places: list[Any] = list(range(len(params)))
+        self._fixed: Any = list(params)
+        if connection.vendor == "sqlite":
+            # Django rewrites each place as it is executed: without a name by searching the SQL
+            # for it, which takes as long as the query itself, with a name by formatting.
+            places = [f"p{number}" for number in places]
+            sql = sql.replace("%%", "%%%%") % tuple(f"%({name})s" for name in places)
+            self._fixed = dict(zip(places, params, strict=True))
+        self.sql = sql
+        self._parameters = [
+            (place, param)
+            for place, param in zip(places, params, strict=True)
+            if isinstance(param, Parameter)
+        ]
 
     def execute(
         self, cursor: CursorWrapper, connection: BaseDatabaseWrapper, values: dict[str, Any]
     ) -> None:
         """Execute the statement with the values of its parameters, by name."""
-        cursor.execute(
-            self.sql,
-            [
-                param.prepared(values, connection) if isinstance(param, Parameter) else param
-                for param in self.params
-            ],
-        )
+        params: Any = self._fixed.copy()
+        for place, parameter in self._parameters:
+            params[place] = parameter.prepared(values, connection)
+        cursor.execute(self.sql, params)
 
 
-@dataclass(slots=True)
 class Selection(Statement):
-    """A SELECT, with what turns its rows into Python values."""
+    """A SELECT, with what turns its rows into Python values.
 
-    compiler: Any
-    converters: Any
+    Args:
+        queryset: what it selects.
+        connection: the database that it is for.
+        binary: whether the rows are better read in PostgreSQL's binary format.
+    """
 
-    @classmethod
-    def of(cls, queryset: QuerySet[Any, Any], alias: str) -> Selection:
-        """Compile a query."""
-        compiler: Any = queryset.query.get_compiler(alias)
+    def __init__(
+        self, queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper, *, binary: bool = False
+    ) -> None:
+        compiler: Any = queryset.query.get_compiler(connection.alias)
         sql, params = compiler.as_sql()
+        super().__init__(sql, params, connection)
         expressions = [selected[0] for selected in compiler.select]
-        return cls(sql, params, compiler, compiler.get_converters(expressions))
+        self._compiler = compiler
+        self._converters = compiler.get_converters(expressions)
+        self._binary = binary and _has_binary_cursors(connection)
+        if self._binary:
+            for place, expression in enumerate(expressions):
+                if isinstance(expression.output_field, DateTimeField):
+                    self._converters[place] = [_in_its_time_zone], expression
 
     def rows(self, connection: BaseDatabaseWrapper, values: dict[str, Any]) -> list[Any]:
         """Give the rows, as tuples or lists of Python values."""
-        with connection.cursor() as cursor:
-            self.execute(cursor, connection, values)
-            rows: Any = cursor.fetchall()
-        if self.converters:
-            rows = self.compiler.apply_converters(rows, self.converters)
+        cursor = connection.cursor()
+        if self._binary:
+            cursor.cursor = _binary_cursor(connection)
+        self.execute(cursor, connection, values)
+        with connection.wrap_database_errors:
+            # What Django has around the driver's cursor takes longer than to fetch a row.
+            rows: Any = cursor.cursor.fetchall()
+            cursor.cursor.close()
+        if self._converters:
+            rows = self._compiler.apply_converters(rows, self._converters)
         return list(rows)
+
+
+def _has_binary_cursors(connection: BaseDatabaseWrapper) -> bool:
+    if connection.vendor != "postgresql":
+        return False
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return is_psycopg3
+
+
+def _binary_cursor(connection: BaseDatabaseWrapper) -> Any:
+    """Give a cursor of psycopg that is sent bytes as they are, rather than in hexadecimal.
+
+    The cursors that Django uses, which bind parameters on the client, are sent text only.
+    """
+    import psycopg
+
+    cursor = psycopg.Cursor(connection.connection)
+    cursor.format = psycopg.pq.Format.BINARY
+    return cursor
+
+
+def _in_its_time_zone(value: Any, expression: object, connection: Any) -> Any:
+    """Do for a time in binary format what Django's loader does for one in text."""
+    return value and value.replace(tzinfo=connection.timezone)
 
 
 class Queries(Generic[_M]):
@@ -119,30 +174,43 @@ class Queries(Generic[_M]):
         self._kept: WeakKeyDictionary[BaseDatabaseWrapper, dict[Hashable, Any]] = (
             WeakKeyDictionary()
         )
+        _all.add(self)
 
     def rows(
-        self, key: Hashable, build: Callable[[], QuerySet[Any, Any]], **values: Any
+        self,
+        key: Hashable,
+        build: Callable[[], QuerySet[Any, Any]],
+        *,
+        binary: bool = False,
+        **values: Any,
     ) -> list[Any]:
         """Give the rows of a query that selects values.
 
         Args:
             key: what tells the query from the others on this model.
             build: makes the query, with a `Parameter` for each value.
+            binary: whether many bytes are among them.
             **values: the values of its parameters.
         """
         connection = connections[self.alias]
-        selection: Selection = self._compiled(
-            connection, key, lambda: Selection.of(build(), self.alias)
-        )
+        kept = self._kept_for(connection)
+        selection: Selection | None = kept.get(key)
+        if selection is None:
+            selection = kept[key] = Selection(build(), connection, binary=binary)
         return selection.rows(connection, values)
 
     def objects(
-        self, key: Hashable, build: Callable[[], QuerySet[_M, _M]], **values: Any
+        self,
+        key: Hashable,
+        build: Callable[[], QuerySet[_M, _M]],
+        *,
+        binary: bool = False,
+        **values: Any,
     ) -> list[_M]:
         """Give the objects of a query that selects the whole model; see `rows`."""
         return [
             self.model.from_db(self.alias, self._names, row)
-            for row in self.rows(key, build, **values)
+            for row in self.rows(key, build, binary=binary, **values)
         ]
 
     def update(
@@ -164,14 +232,14 @@ class Queries(Generic[_M]):
             How many rows the query selected.
         """
         connection = connections[self.alias]
-
-        def compiled() -> Statement:
+        kept = self._kept_for(connection)
+        statement: Statement | None = kept.get(key)
+        if statement is None:
             query: Any = build().query.chain(UpdateQuery)
             query.add_update_values(dict(changes))
             query.annotations = {}
-            return Statement(*query.get_compiler(self.alias).as_sql())
-
-        statement: Statement = self._compiled(connection, key, compiled)
+            sql, params = query.get_compiler(self.alias).as_sql()
+            statement = kept[key] = Statement(sql, params, connection)
         with connection.cursor() as cursor:
             statement.execute(cursor, connection, values)
             return int(cursor.rowcount)
@@ -194,24 +262,11 @@ class Queries(Generic[_M]):
             What is in the columns of `returning`.
         """
         connection = connections[self.alias]
-        meta = self.model._meta
-
-        def compiled() -> Statement:
-            query: Any = InsertQuery(self.model)
-            columns = {
-                field.attname: Parameter(field.attname, field, for_save=True)
-                for field in meta.concrete_fields
-                if field.attname in values
-            } | computed()
-            fields = [field for field in meta.concrete_fields if field.attname in columns]
-            query.insert_values(fields, [SimpleNamespace(**columns)], raw=True)
-            compiler: Any = query.get_compiler(self.alias)
-            compiler.returning_fields = [meta.get_field(name) for name in returning] or None
-            return Statement(*compiler.as_sql()[0])
-
-        statement: Statement = self._compiled(
-            connection, ("insert", computed, *returning, *values), compiled
-        )
+        kept = self._kept_for(connection)
+        key = ("insert", computed, *returning, *values)
+        statement: Statement | None = kept.get(key)
+        if statement is None:
+            statement = kept[key] = self._insertion(connection, returning, computed, values)
         with connection.cursor() as cursor:
             statement.execute(cursor, connection, values)
             if not returning:
@@ -219,16 +274,43 @@ class Queries(Generic[_M]):
             if connection.features.can_return_columns_from_insert:
                 row: Sequence[Any] = cursor.fetchone()
                 return row
-            key: Any = meta.get_field(*returning)
-            return (connection.ops.last_insert_id(cursor, meta.db_table, key.column),)
+            meta = self.model._meta
+            key_field: Any = meta.get_field(*returning)
+            return (connection.ops.last_insert_id(cursor, meta.db_table, key_field.column),)
 
-    def _compiled(
-        self, connection: BaseDatabaseWrapper, key: Hashable, make: Callable[[], Any]
-    ) -> Any:
+    def _insertion(
+        self,
+        connection: BaseDatabaseWrapper,
+        returning: Sequence[str],
+        computed: Callable[[], dict[str, Expression]],
+        names: Iterable[str],
+    ) -> Statement:
+        meta = self.model._meta
+        columns: dict[str, Any] = computed()
+        for name in names:
+            field: Any = meta.get_field(name)
+            columns[name] = Parameter(name, field, for_save=True)
+        fields = [field for field in meta.concrete_fields if field.attname in columns]
+        query: Any = InsertQuery(self.model)
+        query.insert_values(fields, [SimpleNamespace(**columns)], raw=True)
+        compiler: Any = query.get_compiler(self.alias)
+        compiler.returning_fields = [meta.get_field(name) for name in returning] or None
+        [(sql, params)] = compiler.as_sql()
+        return Statement(sql, params, connection)
+
+    def _kept_for(self, connection: BaseDatabaseWrapper) -> dict[Hashable, Any]:
         kept = self._kept.get(connection)
         if kept is None or len(kept) >= MAX_QUERIES:
             kept = self._kept[connection] = {}
-        compiled = kept.get(key)
-        if compiled is None:
-            compiled = kept[key] = make()
-        return compiled
+        return kept
+
+
+_all: WeakSet[Queries[Any]] = WeakSet()
+
+
+@receiver(setting_changed)
+def _compile_anew(*, setting: str, **kwargs: object) -> None:
+    """Forget what was compiled when a test changes what it depends on."""
+    if setting == "USE_TZ":
+        for queries in _all:
+            queries._kept.clear()

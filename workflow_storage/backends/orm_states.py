@@ -11,6 +11,7 @@ from django.db import IntegrityError, connections, transaction
 from django.db.models import (
     BigIntegerField,
     DateTimeField,
+    F,
     IntegerField,
     OuterRef,
     QuerySet,
@@ -47,7 +48,6 @@ from workflow_storage.exceptions import (
 )
 from workflow_storage.models import (
     ExecutionState,
-    WorkflowRun,
     loaded_state,
     rebuilt_state,
     rebuilt_text,
@@ -66,7 +66,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,17 @@ Row = tuple[int | None, "datetime | None"]
 SQLite gives an id again after a rollback, but not at the same time.
 """
 
+Found = tuple[dict[str, Any], int, "Sequence[Any]"]
+"""A state, its step, and the columns of `_CHECKPOINT` that come after those of `_STATE`."""
+
 STATES_PAGE = 16
 """Checkpoints that `iter_state_history` holds in memory at a time."""
 
 MAX_ATTEMPTS_IN_OWN = 1000
 """Transactions in which a state is tried, while other writers take its step."""
 
-_CHECKPOINT = ("step", "node_id", "created_at", "state_json", "state_delta")
+_STATE = ("step", "state_json")
+_CHECKPOINT = (*_STATE, "node_id", "created_at")
 _STEP = Parameter("step", ExecutionState._meta.get_field("step"))
 
 
@@ -107,45 +111,46 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         return DjangoStateWriter(self, run_id)
 
     @translates_errors
+    def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
+        """See `AbstractExecutionStateRepository.get_latest_state`."""
+        found = self._latest(run_id, *_STATE)
+        return None if found is None else found[0]
+
+    @translates_errors
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
-        if not possible_id(run_id):
-            return None
-
-        def latest() -> QuerySet[Any, Any]:
-            return self._its_states().order_by("-step").values_list(*_CHECKPOINT)[:1]
-
-        return self._first(
-            run_id, lambda: self._state_queries.rows("latest", latest, run_id=run_id)
-        )
+        return _checkpoint(self._latest(run_id, *_CHECKPOINT))
 
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
-        states = self._states_of(run_id).filter(step=valid_step(step))
-        return self._first(run_id, lambda: list(states.values_list(*_CHECKPOINT)[:1]))
+        states = self._states_of(run_id).filter(step=valid_step(step)).values_list(*_CHECKPOINT)
+        return _checkpoint(self._first(run_id, lambda: list(states[:1])))
 
-    def _first(self, run_id: str, read: Callable[[], list[Any]]) -> Checkpoint | None:
-        """Give the checkpoint of the one row that a query finds."""
+    def _latest(self, run_id: str, *columns: str) -> Found | None:
+        if not possible_id(run_id):
+            return None
+
+        def newest() -> QuerySet[Any, Any]:
+            return self._its_states().order_by("-step").values_list(*columns)[:1]
+
+        return self._first(
+            run_id,
+            lambda: self._state_queries.rows(("latest", columns), newest, run_id=run_id),
+        )
+
+    def _first(self, run_id: str, read: Callable[[], Sequence[Any]]) -> Found | None:
+        """Give the state in the one row that a query finds, a row that begins with `_STATE`."""
         while rows := read():
-            step, node_id, created_at, text, delta = rows[0]
-            if delta is None:
-                return Checkpoint(
-                    step=step,
-                    node_id=node_id,
-                    state_data=whole_state(run_id, step, text),
-                    created_at=created_at,
-                )
+            step, text, *rest = rows[0]
+            if text is not None:
+                return whole_state(run_id, step, text), step, rest
             chain = self.chain(run_id, step)
             # The chain is read in one statement; what it holds belongs together. If the state
             # has been deleted since the first one, the query finds another, or none.
             if chain and chain[0].step == step:
-                return Checkpoint(
-                    step=step,
-                    node_id=chain[0].node_id,
-                    state_data=rebuilt_state(run_id, step, chain),
-                    created_at=chain[0].created_at,
-                )
+                rest = [getattr(chain[0], column) for column in _CHECKPOINT[len(_STATE) :]]
+                return rebuilt_state(run_id, step, chain), step, rest
         return None
 
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
@@ -273,7 +278,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
 
         values = {f"step_{number}": link for number, link in enumerate(steps)}
         return self._state_queries.objects(
-            ("chain", len(steps)), those_states, run_id=run_id, **values
+            ("chain", len(steps)), those_states, binary=True, run_id=run_id, **values
         )
 
     def inserts_at_once(self) -> bool:
@@ -457,9 +462,14 @@ class DjangoStateWriter(StateWriter):
                 self._rows[state.step] = state.pk, state.created_at
 
 
+def _checkpoint(found: Found | None) -> Checkpoint | None:
+    if found is None:
+        return None
+    state, step, (node_id, created_at) = found
+    return Checkpoint(step=step, node_id=node_id, state_data=state, created_at=created_at)
+
+
 def _computed_step() -> dict[str, Any]:
-    """Give the next step of the run, or NULL if there is no such run."""
-    states = ExecutionState._base_manager.filter(run_id=OuterRef("pk")).order_by("-step")
-    last_step = Subquery(states.values("step")[:1])
-    run = WorkflowRun._base_manager.filter(pk=RUN_ID)
-    return {"step": Subquery(run.values_list(Coalesce(last_step + 1, 0)))}
+    """Give the next step of the run; whether there is one, the foreign key tells."""
+    states = ExecutionState._base_manager.filter(run_id=RUN_ID).order_by("-step")
+    return {"step": Coalesce(Subquery(states.values_list(F("step") + 1)[:1]), 0)}
