@@ -18,6 +18,7 @@ POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.
 MYSQL_URL = os.environ.get("TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/")
 REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 REDIS_SERVER = os.environ.get("TEST_REDIS_SERVER", "redis-server")
+PGBOUNCER = os.environ.get("TEST_PGBOUNCER", "pgbouncer")
 REQUIRE_ALL = os.environ.get("TEST_REQUIRE_ALL_BACKENDS") == "1"
 
 
@@ -51,6 +52,47 @@ def postgres_database() -> Iterator[str]:
             yield with_database(POSTGRES_URL, name)
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def pgbouncer(url: str) -> Iterator[str]:
+    """Start a pooler that shares sessions out by the transaction, and give its URL."""
+    import psycopg
+
+    parts = urlsplit(url)
+    (port,) = free_ports(1)
+    server = f"host={parts.hostname} port={parts.port or 5432} user={parts.username or 'postgres'}"
+    if parts.password:
+        server += f" password={parts.password}"
+    name = parts.path.lstrip("/")
+    with tempfile.TemporaryDirectory(prefix="workflow-storage-pgbouncer-") as folder:
+        settings = Path(folder) / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n{name} = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            "pool_mode = transaction\ndefault_pool_size = 2\n"
+        )
+        command = [PGBOUNCER, "--quiet", str(settings)]
+        if os.getuid() == 0:  # as whom it refuses to run
+            Path(folder).chmod(0o755)
+            command[1:1] = ["--user", "nobody"]
+        try:
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        except OSError as exc:
+            unavailable("PgBouncer", exc, "install pgbouncer, or set TEST_PGBOUNCER to its path")
+        try:
+            pooled = f"postgresql://pooled@127.0.0.1:{port}/{name}"
+
+            def is_up() -> bool:
+                with suppress(psycopg.Error), psycopg.connect(pooled, connect_timeout=3):
+                    return True
+                return False
+
+            wait_until(is_up)
+            yield pooled
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 @contextmanager

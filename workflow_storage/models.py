@@ -1,7 +1,7 @@
 """The schema: one row a run, one row a checkpoint; read and written by backends/orm.py."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db import models
@@ -114,12 +114,7 @@ class ExecutionState(models.Model):
     @property
     def stored(self) -> bytes:
         """What is stored, as `workflow_storage.encoding` takes it: JSON text or a delta."""
-        # Some drivers give a memoryview.
-        return (
-            self.state_json.encode()
-            if self.state_json is not None
-            else bytes(self.state_delta or b"")
-        )
+        return stored_bytes(self.state_json, self.state_delta)
 
     @stored.setter
     def stored(self, stored: bytes) -> None:
@@ -131,10 +126,17 @@ class ExecutionState(models.Model):
         """Give the JSON text of a delta, reading the states that it is based on."""
         return rebuilt_text(self.run_id, self.step, self._chain())
 
-    def _chain(self) -> Iterable["ExecutionState"]:
-        return ExecutionState._base_manager.using(self._state.db).filter(
-            run_id=self.run_id, step__in=chain_steps(self.step)
-        )
+    def _chain(self) -> dict[int, bytes]:
+        states = ExecutionState._base_manager.using(self._state.db).filter(run_id=self.run_id)
+        return {
+            state.step: state.stored for state in states.filter(step__in=chain_steps(self.step))
+        }
+
+
+def stored_bytes(state_json: str | None, state_delta: bytes | memoryview | None) -> bytes:
+    """Give what is stored in the two columns as `workflow_storage.encoding` takes it."""
+    # Some drivers give a memoryview.
+    return bytes(state_delta or b"") if state_json is None else state_json.encode()
 
 
 def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
@@ -146,23 +148,21 @@ def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
     return _loaded(run_id, step, text, load_json)
 
 
-def rebuilt_state(run_id: str, step: int, chain: Iterable[ExecutionState]) -> dict[str, Any]:
-    """Give a state from the stored states of `workflow_storage.encoding.chain_steps`.
+def rebuilt_state(run_id: str, step: int, stored: Mapping[int, bytes]) -> dict[str, Any]:
+    """Give a state from what is stored for `workflow_storage.encoding.chain_steps`, by step.
 
     Raises:
         DamagedStateError: if what is stored cannot be rebuilt.
     """
-    chain = list(chain)
-    for state in chain:
-        if state.step == step and state.state_json is not None:
-            return whole_state(run_id, step, state.state_json)
-    return loaded_state(run_id, step, rebuilt_text(run_id, step, chain))
+    if step in stored and not is_delta(stored[step]):
+        return whole_state(run_id, step, stored[step])
+    return loaded_state(run_id, step, rebuilt_text(run_id, step, stored))
 
 
-def rebuilt_text(run_id: str, step: int, chain: Iterable[ExecutionState]) -> bytes:
+def rebuilt_text(run_id: str, step: int, stored: Mapping[int, bytes]) -> bytes:
     """Give the JSON text of a state; see `rebuilt_state`."""
     try:
-        return decode_state({state.step: state.stored for state in chain}, step)
+        return decode_state(stored, step)
     except ValueError as exc:
         raise DamagedStateError(run_id, step, str(exc)) from exc
 

@@ -1089,6 +1089,8 @@ class StatesContract:
         for no_step in ("0", "", None):
             with pytest.raises(TypeError, match="step is a"):
                 backend.states.get_state(run.id, no_step)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="step is a"):
+                list(backend.states.iter_state_history(run.id, after=no_step))  # type: ignore[arg-type]
 
     def test_a_run_without_states_has_an_empty_history(self, backend: StorageBackend) -> None:
         run = stored_run(backend)

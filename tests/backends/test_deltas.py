@@ -68,6 +68,7 @@ def test_reading_takes_one_query_for_a_chain_and_none_for_each_state(sql_backend
     alias, states = sql_backend.states.alias, sql_backend.states
 
     assert len(queries_of(alias, lambda: states.get_latest_state(run.id))) == 2
+    assert len(queries_of(alias, lambda: states.get_latest_checkpoint(run.id))) == 2
     assert len(queries_of(alias, lambda: states.get_state(run.id, 63))) == 2
     assert len(queries_of(alias, lambda: states.get_state(run.id, 0))) == 1
     assert len(queries_of(alias, lambda: states.get_state_history(run.id))) == 100 // 16 + 2

@@ -388,6 +388,37 @@ class TestFailingDatabases:
             assert backend.states.get_latest_state(run.id) is None
 
 
+def test_a_state_of_no_run_is_refused_at_once_where_the_caller_commits(sql_backend):
+    alias = sql_backend.states.alias
+    connections[alias].ensure_connection()
+    transaction.set_autocommit(False, using=alias)
+    try:
+        for state in ({"small": 1}, {"large": "x" * 10_000}):
+            with pytest.raises(RunNotFoundError):
+                sql_backend.states.save_state("nope", state, "node")
+    finally:
+        transaction.rollback(using=alias)
+        transaction.set_autocommit(True, using=alias)
+
+
+def test_states_in_transactions_and_beside_them_are_all_kept(sql_backend):
+    alias = sql_backend.states.alias
+    run = stored_run(sql_backend)
+
+    def work(number):
+        for turn in range(20):
+            if number % 2:
+                sql_backend.states.save_state(run.id, {"n": turn}, "node")
+            else:
+                with transaction.atomic(using=alias):
+                    sql_backend.states.save_state(run.id, {"n": turn}, "node")
+
+    in_threads(4, work)
+
+    steps = [state["step"] for state in sql_backend.states.get_state_history(run.id)]
+    assert steps == list(range(80))
+
+
 class TestIsolation:
     """Databases that give a whole transaction one snapshot (REPEATABLE READ)."""
 

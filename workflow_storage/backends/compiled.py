@@ -9,9 +9,9 @@ its key.
 
 from __future__ import annotations
 
+import operator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
 
 from django.core.signals import setting_changed
 from django.db import connections
@@ -67,9 +67,18 @@ class Statement:
         sql: as Django writes it.
         params: what fills its places, each a `Parameter` or the value itself.
         connection: the database that it is for.
+        keyed: whether it finds its rows by a key, so that one plan is the best for all values.
     """
 
-    def __init__(self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper) -> None:
+    def __init__(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        connection: BaseDatabaseWrapper,
+        *,
+        keyed: bool = True,
+    ) -> None:
+        self._cursor_of = _cursor_of(connection, keyed)
         places: list[Any] = list(range(len(params)))
         self._fixed: Any = list(params)
         if connection.vendor == "sqlite":
@@ -85,14 +94,19 @@ class Statement:
             if isinstance(param, Parameter)
         ]
 
-    def execute(
-        self, cursor: CursorWrapper, connection: BaseDatabaseWrapper, values: dict[str, Any]
-    ) -> None:
+    def execute(self, connection: BaseDatabaseWrapper, values: dict[str, Any]) -> CursorWrapper:
         """Execute the statement with the values of its parameters, by name."""
+        cursor = self._cursor_of(connection)
         params: Any = self._fixed.copy()
         for place, parameter in self._parameters:
             params[place] = parameter.prepared(values, connection)
-        cursor.execute(self.sql, params)
+        try:
+            cursor.execute(self.sql, params)
+        except BaseException:
+            # SQLite stays locked by a statement that failed, as long as its cursor is open.
+            cursor.close()
+            raise
+        return cursor
 
 
 class Selection(Statement):
@@ -101,61 +115,51 @@ class Selection(Statement):
     Args:
         queryset: what it selects.
         connection: the database that it is for.
-        binary: whether the rows are better read in PostgreSQL's binary format.
+        keyed: whether it finds its rows by a key, so that one plan is the best for all values.
     """
 
     def __init__(
-        self, queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper, *, binary: bool = False
+        self, queryset: QuerySet[Any, Any], connection: BaseDatabaseWrapper, *, keyed: bool
     ) -> None:
         compiler: Any = queryset.query.get_compiler(connection.alias)
         sql, params = compiler.as_sql()
-        super().__init__(sql, params, connection)
+        super().__init__(sql, params, connection, keyed=keyed)
         expressions = [selected[0] for selected in compiler.select]
         self._compiler = compiler
         self._converters = compiler.get_converters(expressions)
-        self._binary = binary and _has_binary_cursors(connection)
-        if self._binary:
+        if connection.vendor == "postgresql":
             for place, expression in enumerate(expressions):
                 if isinstance(expression.output_field, DateTimeField):
                     self._converters[place] = [_in_its_time_zone], expression
 
     def rows(self, connection: BaseDatabaseWrapper, values: dict[str, Any]) -> list[Any]:
         """Give the rows, as tuples or lists of Python values."""
-        cursor = connection.cursor()
-        if self._binary:
-            cursor.cursor = _binary_cursor(connection)
-        self.execute(cursor, connection, values)
+        cursor = self.execute(connection, values)
         with connection.wrap_database_errors:
             # What Django has around the driver's cursor takes longer than to fetch a row.
-            rows: Any = cursor.cursor.fetchall()
-            cursor.cursor.close()
+            try:
+                rows: Any = cursor.cursor.fetchall()
+            finally:
+                cursor.cursor.close()
         if self._converters:
             rows = self._compiler.apply_converters(rows, self._converters)
         return list(rows)
 
 
-def _has_binary_cursors(connection: BaseDatabaseWrapper) -> bool:
-    if connection.vendor != "postgresql":
-        return False
-    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+def _cursor_of(connection: Any, keyed: bool) -> Callable[[Any], CursorWrapper]:
+    """Give what makes the cursors for a statement on a database."""
+    if keyed and connection.vendor == "postgresql":
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-    return is_psycopg3
+        if is_psycopg3:
+            from workflow_storage.backends.postgresql import keyed_cursor
 
-
-def _binary_cursor(connection: BaseDatabaseWrapper) -> Any:
-    """Give a cursor of psycopg that is sent bytes as they are, rather than in hexadecimal.
-
-    The cursors that Django uses, which bind parameters on the client, are sent text only.
-    """
-    import psycopg
-
-    cursor = psycopg.Cursor(connection.connection)
-    cursor.format = psycopg.pq.Format.BINARY
-    return cursor
+            return keyed_cursor
+    return operator.methodcaller("cursor")
 
 
 def _in_its_time_zone(value: Any, expression: object, connection: Any) -> Any:
-    """Do for a time in binary format what Django's loader does for one in text."""
+    """Do for a time in binary what Django has done for one in text."""
     return value and value.replace(tzinfo=connection.timezone)
 
 
@@ -171,17 +175,13 @@ class Queries(Generic[_M]):
         self.model = model
         self.alias = alias
         self._names = [field.attname for field in model._meta.concrete_fields]
-        self._kept: WeakKeyDictionary[BaseDatabaseWrapper, dict[Hashable, Any]] = (
-            WeakKeyDictionary()
-        )
-        _all.add(self)
 
     def rows(
         self,
         key: Hashable,
         build: Callable[[], QuerySet[Any, Any]],
         *,
-        binary: bool = False,
+        keyed: bool,
         **values: Any,
     ) -> list[Any]:
         """Give the rows of a query that selects values.
@@ -189,14 +189,15 @@ class Queries(Generic[_M]):
         Args:
             key: what tells the query from the others on this model.
             build: makes the query, with a `Parameter` for each value.
-            binary: whether many bytes are among them.
+            keyed: whether it finds its rows by a key; see `Statement`.
             **values: the values of its parameters.
         """
         connection = connections[self.alias]
-        kept = self._kept_for(connection)
+        kept = _kept_by(connection)
+        key = (self.model, key)
         selection: Selection | None = kept.get(key)
         if selection is None:
-            selection = kept[key] = Selection(build(), connection, binary=binary)
+            selection = kept[key] = Selection(build(), connection, keyed=keyed)
         return selection.rows(connection, values)
 
     def objects(
@@ -204,13 +205,13 @@ class Queries(Generic[_M]):
         key: Hashable,
         build: Callable[[], QuerySet[_M, _M]],
         *,
-        binary: bool = False,
+        keyed: bool,
         **values: Any,
     ) -> list[_M]:
         """Give the objects of a query that selects the whole model; see `rows`."""
         return [
             self.model.from_db(self.alias, self._names, row)
-            for row in self.rows(key, build, binary=binary, **values)
+            for row in self.rows(key, build, keyed=keyed, **values)
         ]
 
     def update(
@@ -232,7 +233,8 @@ class Queries(Generic[_M]):
             How many rows the query selected.
         """
         connection = connections[self.alias]
-        kept = self._kept_for(connection)
+        kept = _kept_by(connection)
+        key = (self.model, key)
         statement: Statement | None = kept.get(key)
         if statement is None:
             query: Any = build().query.chain(UpdateQuery)
@@ -240,8 +242,7 @@ class Queries(Generic[_M]):
             query.annotations = {}
             sql, params = query.get_compiler(self.alias).as_sql()
             statement = kept[key] = Statement(sql, params, connection)
-        with connection.cursor() as cursor:
-            statement.execute(cursor, connection, values)
+        with statement.execute(connection, values) as cursor:
             return int(cursor.rowcount)
 
     def insert(
@@ -262,13 +263,12 @@ class Queries(Generic[_M]):
             What is in the columns of `returning`.
         """
         connection = connections[self.alias]
-        kept = self._kept_for(connection)
-        key = ("insert", computed, *returning, *values)
+        kept = _kept_by(connection)
+        key = (self.model, "insert", computed, *returning, *values)
         statement: Statement | None = kept.get(key)
         if statement is None:
             statement = kept[key] = self._insertion(connection, returning, computed, values)
-        with connection.cursor() as cursor:
-            statement.execute(cursor, connection, values)
+        with statement.execute(connection, values) as cursor:
             if not returning:
                 return ()
             if connection.features.can_return_columns_from_insert:
@@ -298,19 +298,24 @@ class Queries(Generic[_M]):
         [(sql, params)] = compiler.as_sql()
         return Statement(sql, params, connection)
 
-    def _kept_for(self, connection: BaseDatabaseWrapper) -> dict[Hashable, Any]:
-        kept = self._kept.get(connection)
-        if kept is None or len(kept) >= MAX_QUERIES:
-            kept = self._kept[connection] = {}
-        return kept
+
+def _kept_by(connection: BaseDatabaseWrapper) -> dict[Hashable, Any]:
+    """Give the compiled queries of a connection, which go when it does.
+
+    They refer to it, so that nothing that outlives it may hold them.
+    """
+    kept: dict[Hashable, Any] | None = vars(connection).get(_KEPT)
+    if kept is None or len(kept) >= MAX_QUERIES:
+        kept = vars(connection)[_KEPT] = {}
+    return kept
 
 
-_all: WeakSet[Queries[Any]] = WeakSet()
+_KEPT = "_workflow_storage_queries"
 
 
 @receiver(setting_changed)
 def _compile_anew(*, setting: str, **kwargs: object) -> None:
     """Forget what was compiled when a test changes what it depends on."""
     if setting == "USE_TZ":
-        for queries in _all:
-            queries._kept.clear()
+        for connection in connections.all(initialized_only=True):
+            vars(connection).pop(_KEPT, None)

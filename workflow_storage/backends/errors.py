@@ -40,7 +40,9 @@ def translates_errors(method: Callable[_P, _R]) -> Callable[_P, _R]:
             except django.db.Error as exc:
                 attempts += 1
                 own_transaction = not connections[repository.alias].in_atomic_block
-                if attempts < MAX_ATTEMPTS and own_transaction and _gave_way(exc):
+                unprepared = attempts == 1 and _sqlstate(exc) in _UNPREPARED_SQLSTATES
+                to_try_again = attempts < MAX_ATTEMPTS and (unprepared or _gave_way(exc))
+                if own_transaction and to_try_again:
                     time.sleep(random.uniform(0, 0.01 * attempts))
                     continue
                 raise storage_error(repository.alias, exc) from exc
@@ -54,13 +56,21 @@ MAX_ATTEMPTS = 20
 # (ER_LOCK_DEADLOCK, ER_CHECKREAD).
 _GAVE_WAY_SQLSTATES = {"40001", "40P01"}
 _GAVE_WAY_ERRNOS = {1213, 1020}
+# A prepared statement that is gone, or that reads a column whose type has changed; the
+# cursor prepares none after it (see postgresql.py).
+_UNPREPARED_SQLSTATES = {"26000", "0A000"}
 
 
 def _gave_way(exc: django.db.Error) -> bool:
     """Whether the database rolled a transaction back in favour of another one."""
     number = exc.args[0] if exc.args else None
-    sqlstate = getattr(exc.__cause__, "sqlstate", None)
-    return sqlstate in _GAVE_WAY_SQLSTATES or number in _GAVE_WAY_ERRNOS
+    return _sqlstate(exc) in _GAVE_WAY_SQLSTATES or number in _GAVE_WAY_ERRNOS
+
+
+def _sqlstate(exc: django.db.Error) -> str | None:
+    """Give PostgreSQL's code of an error: psycopg's name for it, or psycopg2's."""
+    driver_error = exc.__cause__
+    return getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
 
 
 # What the databases call a table or a column that is not there: PostgreSQL by SQLSTATE
@@ -75,12 +85,11 @@ _PACKET_TOO_LARGE = 1153
 
 def storage_error(alias: str, exc: django.db.Error) -> StorageError:
     """Give the error of the contract for an error of a database, and mend the connection."""
-    driver_error = exc.__cause__
     number = exc.args[0] if exc.args else None
     text = _without_password(alias, " ".join(str(exc).split()))
     database = _named(alias)
     if (
-        getattr(driver_error, "sqlstate", None) in _MISSING_SQLSTATES
+        _sqlstate(exc) in _MISSING_SQLSTATES
         or number in _MISSING_ERRNOS
         or any(missing in text for missing in _MISSING_TEXTS)
     ):

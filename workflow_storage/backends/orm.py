@@ -112,7 +112,9 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         """See `AbstractWorkflowRunRepository.get`."""
         if not possible_id(run_id):
             return None
-        return next(iter(self._run_queries.objects("get", self._the_run, run_id=run_id)), None)
+        return next(
+            iter(self._run_queries.objects("get", self._the_run, keyed=True, run_id=run_id)), None
+        )
 
     @translates_errors
     def list_runs(
@@ -134,7 +136,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
             runs = self._matching({name: parameter(name) for name in values})
             return runs.order_by("-started_at", "-id")[:limit]
 
-        return self._run_queries.objects(("list", limit, *values), page, **values)
+        return self._run_queries.objects(("list", limit, *values), page, keyed=False, **values)
 
     @translates_errors
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:

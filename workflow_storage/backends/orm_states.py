@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import IntegrityError, connections, transaction
 from django.db.models import (
@@ -51,9 +51,11 @@ from workflow_storage.models import (
     loaded_state,
     rebuilt_state,
     rebuilt_text,
+    stored_bytes,
     whole_state,
 )
 from workflow_storage.validation import (
+    MAX_COUNT,
     MAX_NODE_ID,
     ValidCheckpoint,
     plain_text,
@@ -77,14 +79,33 @@ Row = tuple[int | None, "datetime | None"]
 SQLite gives an id again after a rollback, but not at the same time.
 """
 
-Found = tuple[dict[str, Any], int, "Sequence[Any]"]
+
+class StoredState(NamedTuple):
+    """A row of the chain that a state is rebuilt from."""
+
+    step: int
+    state_json: str | None
+    state_delta: bytes | None
+    id: int
+    node_id: str
+    created_at: datetime
+
+    @property
+    def stored(self) -> bytes:
+        """What is stored, as `workflow_storage.encoding` takes it: JSON text or a delta."""
+        return stored_bytes(self.state_json, self.state_delta)
+
+
+StateAndRow = tuple[dict[str, Any], int, "Sequence[Any]"]
 """A state, its step, and the columns of `_CHECKPOINT` that come after those of `_STATE`."""
 
 STATES_PAGE = 16
 """Checkpoints that `iter_state_history` holds in memory at a time."""
 
 MAX_ATTEMPTS_IN_OWN = 1000
-"""Transactions in which a state is tried, while other writers take its step."""
+MAX_ATTEMPTS_IN_CALLERS = 20
+"""How often a state is tried, in transactions of its own or in the caller's one, while other
+writers take its step."""
 
 _STATE = ("step", "state_json")
 _CHECKPOINT = (*_STATE, "node_id", "created_at")
@@ -100,7 +121,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
 
     def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        return self.writer(run_id).save_state(state_data, node_id)
+        return DjangoStateWriter(self, run_id, once=True).save_state(state_data, node_id)
 
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
@@ -113,35 +134,40 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     @translates_errors
     def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
         """See `AbstractExecutionStateRepository.get_latest_state`."""
-        found = self._latest(run_id, *_STATE)
+        rows = self._newest_row(run_id, _STATE)
+        if rows and rows[0][1] is not None:  # the common case, without what a delta needs
+            return whole_state(run_id, *rows[0])
+        found = self._state_in(run_id, rows, lambda: self._newest_row(run_id, _STATE))
         return None if found is None else found[0]
 
     @translates_errors
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
-        return _checkpoint(self._latest(run_id, *_CHECKPOINT))
+        rows = self._newest_row(run_id, _CHECKPOINT)
+        return _checkpoint(
+            self._state_in(run_id, rows, lambda: self._newest_row(run_id, _CHECKPOINT))
+        )
 
     @translates_errors
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
         states = self._states_of(run_id).filter(step=valid_step(step)).values_list(*_CHECKPOINT)
-        return _checkpoint(self._first(run_id, lambda: list(states[:1])))
+        return _checkpoint(self._state_in(run_id, list(states), lambda: list(states.all())))
 
-    def _latest(self, run_id: str, *columns: str) -> Found | None:
+    def _newest_row(self, run_id: str, columns: tuple[str, ...]) -> list[Any]:
         if not possible_id(run_id):
-            return None
+            return []
 
         def newest() -> QuerySet[Any, Any]:
             return self._its_states().order_by("-step").values_list(*columns)[:1]
 
-        return self._first(
-            run_id,
-            lambda: self._state_queries.rows(("latest", columns), newest, run_id=run_id),
-        )
+        return self._state_queries.rows(columns, newest, keyed=True, run_id=run_id)
 
-    def _first(self, run_id: str, read: Callable[[], Sequence[Any]]) -> Found | None:
+    def _state_in(
+        self, run_id: str, rows: Sequence[Any], again: Callable[[], Sequence[Any]]
+    ) -> StateAndRow | None:
         """Give the state in the one row that a query finds, a row that begins with `_STATE`."""
-        while rows := read():
+        while rows:
             step, text, *rest = rows[0]
             if text is not None:
                 return whole_state(run_id, step, text), step, rest
@@ -149,27 +175,25 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             # The chain is read in one statement; what it holds belongs together. If the state
             # has been deleted since the first one, the query finds another, or none.
             if chain and chain[0].step == step:
-                rest = [getattr(chain[0], column) for column in _CHECKPOINT[len(_STATE) :]]
-                return rebuilt_state(run_id, step, chain), step, rest
+                rest = [chain[0].node_id, chain[0].created_at]
+                return rebuilt_state(run_id, step, _by_step(chain)), step, rest
+            rows = again()
         return None
 
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
         texts: dict[int, bytes] = {}
-        last_step = after
+        last_step = min(max(valid_step(after), -1), MAX_COUNT)  # what the column holds
         while page := self._history_page(run_id, last_step):
             for state in page:
-                text = self._rebuilt(state, texts)
+                text = self._rebuilt(run_id, state, texts)
                 if text is not None:
                     remember(texts, state.step, text)
+                    load = loaded_state if is_delta(state.stored) else whole_state
                     yield Checkpoint(
                         step=state.step,
                         node_id=state.node_id,
-                        state_data=(
-                            whole_state(run_id, state.step, text)
-                            if state.state_delta is None
-                            else loaded_state(run_id, state.step, text)
-                        ),
+                        state_data=load(run_id, state.step, text),
                         created_at=state.created_at,
                     )
             last_step = page[-1].step
@@ -214,7 +238,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             )
 
         for last_step, *base_row in self._run_queries.rows(
-            "next step", last_step_and_base, run_id=run_id, step=base
+            "next step", last_step_and_base, keyed=True, run_id=run_id, step=base
         ):
             return (0 if last_step is None else last_step + 1), tuple(base_row)
         raise RunNotFoundError(run_id)
@@ -268,24 +292,28 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         )
         return step, (row_id, now)
 
-    def chain(self, run_id: str, step: int) -> list[ExecutionState]:
+    def chain(self, run_id: str, step: int) -> list[StoredState]:
         """Give the states that a state is rebuilt from, itself first, as far as they are there."""
         steps = chain_steps(step)
 
-        def those_states() -> QuerySet[ExecutionState]:
+        def those_states() -> QuerySet[Any, Any]:
             parameters: Any = [parameter(f"step_{number}") for number in range(len(steps))]
-            return self._its_states().filter(step__in=parameters).order_by("-step")
+            states = self._its_states().filter(step__in=parameters)
+            return states.values_list(*StoredState._fields)
 
         values = {f"step_{number}": link for number, link in enumerate(steps)}
-        return self._state_queries.objects(
-            ("chain", len(steps)), those_states, binary=True, run_id=run_id, **values
+        rows = self._state_queries.rows(
+            ("chain", len(steps)), those_states, keyed=True, run_id=run_id, **values
         )
+        return sorted(itertools.starmap(StoredState, rows), reverse=True)
 
     def inserts_at_once(self) -> bool:
         """Whether `insert_next` can be used: nothing else is to be in its transaction."""
         connection = connections[self.alias]
         return (
-            not connection.in_atomic_block
+            # Neither in an atomic block nor after set_autocommit(False): where the transaction
+            # goes on, PostgreSQL and SQLite look at the foreign key when it ends.
+            connection.get_autocommit()
             # MySQL reads no table that it inserts into, and gives back no columns.
             and connection.vendor != "mysql"
             and connection.features.can_return_columns_from_insert
@@ -310,35 +338,53 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])
 
     @translates_errors
-    def _history_page(self, run_id: str, after_step: int) -> list[ExecutionState]:
-        states = self._states_of(run_id).filter(step__gt=after_step).order_by("step")
-        return list(states[:STATES_PAGE])
+    def _history_page(self, run_id: str, after_step: int) -> list[StoredState]:
+        if not possible_id(run_id):
+            return []
+
+        def page() -> QuerySet[Any, Any]:
+            later = self._its_states().filter(step__gt=parameter("step_after")).order_by("step")
+            return later.values_list(*StoredState._fields)[:STATES_PAGE]
+
+        rows = self._state_queries.rows(
+            "history", page, keyed=True, run_id=run_id, step_after=after_step
+        )
+        return list(itertools.starmap(StoredState, rows))
 
     @translates_errors
-    def _rebuilt(self, state: ExecutionState, texts: dict[int, bytes]) -> bytes | None:
+    def _rebuilt(self, run_id: str, state: StoredState, texts: dict[int, bytes]) -> bytes | None:
         """Give the JSON text of a state, from that of its base if it is among the texts.
 
         Returns:
             The text; None if the state has been deleted since it was read.
         """
-        if state.state_delta is None:
+        if not is_delta(state.stored):
             return state.stored
         base = base_step(state.step)
         if base in texts:
             # If the run was deleted and begun anew meanwhile, it has another base by now.
             with suppress(ValueError):
                 return apply_delta(state.stored, texts[base])
-        chain = self.chain(state.run_id, state.step)
-        if all(link.pk != state.pk for link in chain):
+        chain = self.chain(run_id, state.step)
+        if all(link.id != state.id for link in chain):
             return None
-        return rebuilt_text(state.run_id, state.step, chain)
+        return rebuilt_text(run_id, state.step, _by_step(chain))
 
 
 class DjangoStateWriter(StateWriter):
-    """Appends checkpoints to one run, and remembers the states that the next is based on."""
+    """Appends checkpoints to one run, and remembers the states that the next is based on.
 
-    def __init__(self, states: DjangoExecutionStateRepository, run_id: str) -> None:
+    Args:
+        states: the repository.
+        run_id: the run.
+        once: whether it saves one checkpoint only, so that nothing is remembered.
+    """
+
+    def __init__(
+        self, states: DjangoExecutionStateRepository, run_id: str, *, once: bool = False
+    ) -> None:
         super().__init__(states, run_id)
+        self._once = once
         self.alias = states.alias
         self._repository = states
         self._next = 0
@@ -371,7 +417,7 @@ class DjangoStateWriter(StateWriter):
             except IntegrityError:
                 # With one snapshot for a whole transaction (REPEATABLE READ), only a new
                 # transaction sees the step that was taken.
-                if attempt >= (MAX_ATTEMPTS_IN_OWN if own_transaction else 1):
+                if attempt >= (MAX_ATTEMPTS_IN_OWN if own_transaction else MAX_ATTEMPTS_IN_CALLERS):
                     raise
         raise AssertionError("unreachable")
 
@@ -402,9 +448,10 @@ class DjangoStateWriter(StateWriter):
         return len(checkpoints)
 
     def _remember(self, step: int, row: Row, text: bytes) -> int:
-        remember(self._texts, step, text)
-        remember(self._rows, step, row)
-        self._next = step + 1
+        if not self._once:
+            remember(self._texts, step, text)
+            remember(self._rows, step, row)
+            self._next = step + 1
         return step
 
     def _append(
@@ -452,17 +499,21 @@ class DjangoStateWriter(StateWriter):
         self._forget()
         for state in reversed(self._repository.chain(self.run_id, step)):
             try:
-                text = self._repository._rebuilt(state, self._texts)
+                text = self._repository._rebuilt(self.run_id, state, self._texts)
             except DamagedStateError:
                 # The new state is then stored whole, and the run goes on.
                 logger.exception("A state cannot serve as a base")
                 continue
             if text is not None:
                 self._texts[state.step] = text
-                self._rows[state.step] = state.pk, state.created_at
+                self._rows[state.step] = state.id, state.created_at
 
 
-def _checkpoint(found: Found | None) -> Checkpoint | None:
+def _by_step(chain: Iterable[StoredState]) -> dict[int, bytes]:
+    return {link.step: link.stored for link in chain}
+
+
+def _checkpoint(found: StateAndRow | None) -> Checkpoint | None:
     if found is None:
         return None
     state, step, (node_id, created_at) = found
@@ -470,6 +521,6 @@ def _checkpoint(found: Found | None) -> Checkpoint | None:
 
 
 def _computed_step() -> dict[str, Any]:
-    """Give the next step of the run; whether there is one, the foreign key tells."""
+    """Give the next step of a run. If there is no such run, its foreign key refuses the row."""
     states = ExecutionState._base_manager.filter(run_id=RUN_ID).order_by("-step")
     return {"step": Coalesce(Subquery(states.values_list(F("step") + 1)[:1]), 0)}

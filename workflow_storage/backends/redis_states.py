@@ -198,7 +198,7 @@ class _History:
         self.run_id = run_id
         self._states = states
         self._texts: dict[int, bytes] = {}
-        self._last_step = after
+        self._last_step = valid_step(after)
 
     def page(self) -> Generator[Any, Any, list[tuple[int, bytes | None, bytes | None]]]:
         """Give step, mark and stored state of the next ones."""
