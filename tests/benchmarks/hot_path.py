@@ -1,5 +1,6 @@
 """The operations of every run beside the plain driver, SQLAlchemy and LangGraph's savers."""
 
+import functools
 import itertools
 import json
 import sqlite3
@@ -137,8 +138,10 @@ def run(*, quick: bool) -> None:
             TARGETS,
             rounds,
             alchemy,
-            langgraph(ours, folder),
-            langgraph(ours, folder, "synchronous=NORMAL"),
+            {
+                "langgraph": langgraph(ours, folder),
+                "langgraph, synchronous=NORMAL": langgraph(ours, folder, "synchronous=NORMAL"),
+            },
         )
         if url:
             import psycopg
@@ -146,16 +149,22 @@ def run(*, quick: bool) -> None:
 
             alchemy = url.replace("postgresql://", "postgresql+psycopg://")
             targets = dict.fromkeys(TARGETS, 1.5)
-            for name, options, own_url, peer in (
+            for name, options, own_url, peer_name in (
                 # psycopg's own settings, which the peers have.
-                ("PostgreSQL, prepared", {}, f"{url}?prepare_threshold=5", langgraph(url, None)),
+                ("PostgreSQL, prepared", {}, f"{url}?prepare_threshold=5", "langgraph"),
                 # Django's, for a pooler may be in between.
-                ("PostgreSQL, not prepared", {"cursor_factory": ClientCursor}, url, None),
+                (
+                    "PostgreSQL, not prepared",
+                    {"cursor_factory": ClientCursor},
+                    url,
+                    "langgraph, prepared",
+                ),
             ):
                 runs = create_storage_backend(own_url).runs
                 connection = psycopg.connect(url, autocommit=True, **options)
                 driver = PostgresDriver(connection, "%s", "BEGIN", "FOR NO KEY UPDATE")
-                _compare(name, own_url, driver, "psycopg", targets, rounds, alchemy, peer)
+                peers = {peer_name: langgraph(url, None)}
+                _compare(name, own_url, driver, "psycopg", targets, rounds, alchemy, peers)
                 forget(runs.alias)
                 connection.close()
 
@@ -168,8 +177,7 @@ def _compare(
     targets: dict[str, float],
     rounds: int,
     alchemy_url: str,
-    peer: Any,
-    relaxed: Any = None,
+    peers: dict[str, Any],
 ) -> None:
     runs, states = create_storage_backend(url)
     payload = samples.small_state(0)
@@ -215,11 +223,10 @@ def _compare(
         operations["list"]["sqlalchemy"] = lambda: alchemy.list("workflow-1")
         operations["save_state"]["sqlalchemy"] = lambda: alchemy.save_state(alchemy_run.id, payload)
         operations["latest"]["sqlalchemy"] = lambda: alchemy.latest(alchemy_run.id)
-    if peer:
-        operations["save_state"]["langgraph"] = lambda: peer[0](payload)
-        operations["latest"]["langgraph"] = peer[3]
-    if relaxed:
-        operations["save_state"]["langgraph, synchronous=NORMAL"] = lambda: relaxed[0](payload)
+    for peer_name, peer in peers.items():
+        if peer:
+            operations["save_state"][peer_name] = functools.partial(peer[0], payload)
+            operations["latest"][peer_name] = peer[3]
     report = Report(f"Hot path: {name}, payloads and states of 2.6 kB, median of {rounds} rounds")
     for operation, calls in operations.items():
         each = 3 if operation == "list" else 20
@@ -230,8 +237,8 @@ def _compare(
             # In rounds of their own: what one leaves in the processor's caches is not to be
             # at the cost of another.
             taken = medians({"ours": ours, "theirs": theirs}, rounds, each)
-            target = targets[operation] if beside == "driver" else 1
-            target = None if "NORMAL" in beside else target
+            # A peer that is set up otherwise than we are is no target.
+            target = targets[operation] if beside == "driver" else None if "," in beside else 1
             label = driver_name if beside == "driver" else beside
             report.add(operation, taken["ours"] - spent, label, taken["theirs"] - spent, target)
     report.print()
