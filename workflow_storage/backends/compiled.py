@@ -127,7 +127,7 @@ class Selection(Statement):
         expressions = [selected[0] for selected in compiler.select]
         self._compiler = compiler
         self._converters = compiler.get_converters(expressions)
-        if connection.vendor == "postgresql":
+        if keyed and connection.vendor == "postgresql":
             for place, expression in enumerate(expressions):
                 if isinstance(expression.output_field, DateTimeField):
                     self._converters[place] = [_in_its_time_zone], expression
