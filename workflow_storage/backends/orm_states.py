@@ -95,6 +95,11 @@ class StoredState(NamedTuple):
         """What is stored, as `workflow_storage.encoding` takes it: JSON text or a delta."""
         return stored_bytes(self.state_json, self.state_delta)
 
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is a delta; it is told without encoding a whole state."""
+        return self.state_json is None and is_delta(self.stored)
+
 
 StateAndRow = tuple[dict[str, Any], int, "Sequence[Any]"]
 """A state, its step, and the columns of `_CHECKPOINT` that come after those of `_STATE`."""
@@ -189,7 +194,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                 text = self._rebuilt(run_id, state, texts)
                 if text is not None:
                     remember(texts, state.step, text)
-                    load = loaded_state if is_delta(state.stored) else whole_state
+                    load = loaded_state if state.is_delta else whole_state
                     yield Checkpoint(
                         step=state.step,
                         node_id=state.node_id,
@@ -358,7 +363,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         Returns:
             The text; None if the state has been deleted since it was read.
         """
-        if not is_delta(state.stored):
+        if not state.is_delta:
             return state.stored
         base = base_step(state.step)
         if base in texts:
