@@ -7,8 +7,9 @@ from django.db import connections
 
 from tests.servers import RedisServers
 from workflow_storage import ExecutionState, WorkflowRun, create_storage_backend
+from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
 from workflow_storage.checks import check_configuration
-from workflow_storage.factory import SQLITE_OPTIONS, forget
+from workflow_storage.factory import forget
 from workflow_storage.router import WorkflowStorageRouter
 
 
@@ -18,7 +19,7 @@ def databases(settings, monkeypatch):
 
     def use(**changed):
         monkeypatch.setattr(
-            "workflow_storage.factory.settings.DATABASES",
+            "workflow_storage.config.settings.DATABASES",
             {
                 alias: {"ENGINE": f"django.db.backends.{engine}", "NAME": name, "OPTIONS": options}
                 for alias, (engine, name, options) in changed.items()

@@ -24,7 +24,8 @@ from workflow_storage import (
     acreate_storage_backend,
     create_storage_backend,
 )
-from workflow_storage.factory import _registered_aliases, forget
+from workflow_storage.config import registered_aliases
+from workflow_storage.factory import forget
 from workflow_storage.testing import new_run, stored_run
 
 
@@ -32,10 +33,10 @@ from workflow_storage.testing import new_run, stored_run
 def own_databases(django_db_blocker, monkeypatch, tmp_path):
     """Work in an empty folder, and take what a test registers out of Django again."""
     monkeypatch.chdir(tmp_path)
-    known = set(_registered_aliases)
+    known = set(registered_aliases)
     with django_db_blocker.unblock():
         yield
-        for alias in _registered_aliases - known:
+        for alias in registered_aliases - known:
             forget(alias)
 
 

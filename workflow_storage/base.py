@@ -2,33 +2,66 @@
 
 A backend implements the abstract methods; everything else is written once, here, on top
 of them. Every method has an async twin with the same arguments and an ``a`` before its
-name. Errors are those of `workflow_storage.exceptions`; any method may also raise
+name, directly under it. Errors are those of `workflow_storage.exceptions`; any method may also raise
 `StorageUnavailableError`. A write is atomic, and durable when the call returns; it joins
 the caller's transaction if the backend has transactions and one is open.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NamedTuple,
+    ParamSpec,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+)
 
 from asgiref.sync import sync_to_async
 from django.utils import timezone
 
-from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
-from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.status import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
     from datetime import datetime, timedelta
+
+    from django.core.checks import CheckMessage
 
     from workflow_storage.models import WorkflowRun
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 PAGE_SIZE = 200
 """Runs that `iter_runs` holds in memory at a time."""
+
+
+def async_twin(
+    method: Callable[Concatenate[_S, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """Make the async twin of a method, which carries it out in Django's thread for sync code.
+
+    The method is looked up by its name, so that the twin of a subclass is that of its own method.
+    """
+    name = method.__name__
+
+    async def twin(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        call: Callable[_P, _T] = getattr(self, name)
+        return await sync_to_async(call, thread_sensitive=True)(*args, **kwargs)
+
+    functools.update_wrapper(twin, method, updated=())  # its __dict__ may say that it is abstract
+    twin.__name__ = f"a{name}"
+    twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
+    twin.__doc__ = f"Async twin of `{name}`."
+    return twin
 
 
 class Checkpoint(TypedDict):
@@ -67,9 +100,13 @@ class AbstractWorkflowRunRepository(ABC):
             InvalidFieldError: (a ValueError) if a field cannot be stored as it is.
         """
 
+    aadd = async_twin(add)
+
     @abstractmethod
     def get(self, run_id: str) -> WorkflowRun | None:
-        """Give the run with that id, or None."""
+        """Return the run with that id, or None."""
+
+    aget = async_twin(get)
 
     @abstractmethod
     def list_runs(
@@ -79,7 +116,7 @@ class AbstractWorkflowRunRepository(ABC):
         limit: int = 100,
         **filters: Unpack[RunFilters],
     ) -> list[WorkflowRun]:
-        """Give one page of the matching runs, newest `started_at` first, then by id, descending.
+        """Return one page of the matching runs, newest `started_at` first, then by id, descending.
 
         Args:
             before: a run, or its id; the page begins after that run in the order above.
@@ -89,15 +126,19 @@ class AbstractWorkflowRunRepository(ABC):
 
         Raises:
             RunNotFoundError: if `before` is the id of no run.
-            InvalidStatusError: if a status is none.
+            InvalidStatusError: if a status is no status.
         """
+
+    alist_runs = async_twin(list_runs)
 
     @abstractmethod
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """Count the matching runs."""
 
+    acount_runs = async_twin(count_runs)
+
     @abstractmethod
-    def update(self, run_id: str, **fields: Any) -> None:
+    def update(self, /, run_id: str, **fields: Any) -> None:
         """Change fields of a run, all or none.
 
         Args:
@@ -111,9 +152,12 @@ class AbstractWorkflowRunRepository(ABC):
                 that cannot be stored.
         """
 
+    aupdate = async_twin(update)
+
     @abstractmethod
     def update_status(
         self,
+        /,
         run_id: str,
         status: str,
         *,
@@ -134,10 +178,12 @@ class AbstractWorkflowRunRepository(ABC):
 
         Raises:
             RunNotFoundError: if there is no such run.
-            InvalidStatusError: if a status is none.
+            InvalidStatusError: if a status is no status.
             StatusConflictError: if the run is in another status than `expected`.
             InvalidFieldError: as for `update`.
         """
+
+    aupdate_status = async_twin(update_status)
 
     @abstractmethod
     def heartbeat(self, run_id: str) -> None:
@@ -147,6 +193,8 @@ class AbstractWorkflowRunRepository(ABC):
             RunNotFoundError: if there is no such run.
         """
 
+    aheartbeat = async_twin(heartbeat)
+
     @abstractmethod
     def delete(self, run_id: str) -> None:
         """Delete a run and all its states.
@@ -154,6 +202,8 @@ class AbstractWorkflowRunRepository(ABC):
         Raises:
             RunNotFoundError: if there is no such run.
         """
+
+    adelete = async_twin(delete)
 
     @abstractmethod
     def delete_finished(
@@ -179,15 +229,29 @@ class AbstractWorkflowRunRepository(ABC):
             How many runs were deleted.
 
         Raises:
-            InvalidStatusError: if a status is none, or not a terminal one.
+            InvalidStatusError: if a status is no status, or not a terminal one.
         """
+
+    adelete_finished = async_twin(delete_finished)
 
     @abstractmethod
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
-        """Give the running runs without a sign of life for longer than `idle`.
+        """Return the running runs without a sign of life for longer than `idle`.
 
         Signs of life are the start, a heartbeat and a checkpoint. Newest start first.
         """
+
+    alist_stalled = async_twin(list_stalled)
+
+    @abstractmethod
+    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
+        """Set one run to failed if `list_stalled` would return it, in one atomic step.
+
+        Returns:
+            Whether it was.
+        """
+
+    afail_if_stalled = async_twin(fail_if_stalled)
 
     @abstractmethod
     def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
@@ -205,6 +269,8 @@ class AbstractWorkflowRunRepository(ABC):
             InvalidFieldError: (a ValueError) if a field cannot be stored as it is.
         """
 
+    aput = async_twin(put)
+
     @abstractmethod
     def delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
         """Delete a run and its states if they are as they were read; for moving to another store.
@@ -219,12 +285,18 @@ class AbstractWorkflowRunRepository(ABC):
                 node or time.
         """
 
+    adelete_unchanged = async_twin(delete_unchanged)
+
     def list_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
-        """Give the newest runs of a workflow, in the order of `list_runs`."""
+        """Return the newest runs of a workflow, in the order of `list_runs`."""
         return self.list_runs(workflow_name=workflow_name, limit=limit)
 
+    async def alist_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
+        """Async twin of `list_by_workflow`."""
+        return await self.alist_runs(workflow_name=workflow_name, limit=limit)
+
     def iter_runs(self, **filters: Unpack[RunFilters]) -> Iterator[WorkflowRun]:
-        """Give all matching runs in the order of `list_runs`, in constant memory.
+        """Yield all matching runs in the order of `list_runs`, in constant memory.
 
         Runs may be added, changed and deleted meanwhile; each is given at most once.
         """
@@ -232,6 +304,14 @@ class AbstractWorkflowRunRepository(ABC):
         while page := self.list_runs(before=last, limit=PAGE_SIZE, **filters):
             last = page[-1]
             yield from page
+
+    async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
+        """Async twin of `iter_runs`."""
+        last: WorkflowRun | None = None
+        while page := await self.alist_runs(before=last, limit=PAGE_SIZE, **filters):
+            last = page[-1]
+            for run in page:
+                yield run
 
     def fail_stalled(self, idle: timedelta) -> int:
         """Set the runs of `list_stalled` to failed, with an error_message that says so.
@@ -244,127 +324,7 @@ class AbstractWorkflowRunRepository(ABC):
         """
         return sum(self.fail_if_stalled(run.id, idle) for run in self.list_stalled(idle))
 
-    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
-        """Set one run to failed if `list_stalled` would give it, and say whether it did.
-
-        A backend that can decide this in one step overrides it.
-        """
-        if all(run.id != run_id for run in self.list_stalled(idle)):
-            return False
-        with contextlib.suppress(StatusConflictError, RunNotFoundError):
-            self._fail_as_stalled(run_id, idle)
-            return True
-        return False
-
-    def _fail_as_stalled(self, run_id: str, idle: timedelta) -> None:
-        self.update_status(
-            run_id,
-            RunStatus.FAILED,
-            expected=RunStatus.RUNNING,
-            error_message=stalled_message(idle),
-        )
-
-    def on_commit(self, callback: Callable[[], object]) -> None:
-        """Call something once what was written is committed; at once without a transaction."""
-        callback()
-
-    def in_transaction(self) -> bool:
-        """Whether the caller has a transaction open here, which what is written would join."""
-        return False
-
-    async def aadd(self, run: WorkflowRun) -> None:
-        """Async twin of `add`."""
-        await sync_to_async(self.add, thread_sensitive=True)(run)
-
-    async def aget(self, run_id: str) -> WorkflowRun | None:
-        """Async twin of `get`."""
-        return await sync_to_async(self.get, thread_sensitive=True)(run_id)
-
-    async def alist_runs(
-        self,
-        *,
-        before: str | WorkflowRun | None = None,
-        limit: int = 100,
-        **filters: Unpack[RunFilters],
-    ) -> list[WorkflowRun]:
-        """Async twin of `list_runs`."""
-        return await sync_to_async(self.list_runs, thread_sensitive=True)(
-            before=before, limit=limit, **filters
-        )
-
-    async def acount_runs(self, **filters: Unpack[RunFilters]) -> int:
-        """Async twin of `count_runs`."""
-        return await sync_to_async(self.count_runs, thread_sensitive=True)(**filters)
-
-    async def aupdate(self, run_id: str, **fields: Any) -> None:
-        """Async twin of `update`."""
-        await sync_to_async(self.update, thread_sensitive=True)(run_id, **fields)
-
-    async def aupdate_status(
-        self,
-        run_id: str,
-        status: str,
-        *,
-        expected: str | Iterable[str] | None = None,
-        **fields: Any,
-    ) -> None:
-        """Async twin of `update_status`."""
-        await sync_to_async(self.update_status, thread_sensitive=True)(
-            run_id, status, expected=expected, **fields
-        )
-
-    async def aheartbeat(self, run_id: str) -> None:
-        """Async twin of `heartbeat`."""
-        await sync_to_async(self.heartbeat, thread_sensitive=True)(run_id)
-
-    async def adelete(self, run_id: str) -> None:
-        """Async twin of `delete`."""
-        await sync_to_async(self.delete, thread_sensitive=True)(run_id)
-
-    async def adelete_finished(
-        self,
-        *,
-        before: datetime,
-        workflow_name: str | None = None,
-        statuses: str | Iterable[str] = TERMINAL_STATUSES,
-        batch_size: int = 1000,
-    ) -> int:
-        """Async twin of `delete_finished`."""
-        return await sync_to_async(self.delete_finished, thread_sensitive=True)(
-            before=before, workflow_name=workflow_name, statuses=statuses, batch_size=batch_size
-        )
-
-    async def alist_stalled(self, idle: timedelta) -> list[WorkflowRun]:
-        """Async twin of `list_stalled`."""
-        return await sync_to_async(self.list_stalled, thread_sensitive=True)(idle)
-
-    async def aput(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
-        """Async twin of `put`."""
-        await sync_to_async(self.put, thread_sensitive=True)(run, over=over)
-
-    async def adelete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
-        """Async twin of `delete_unchanged`."""
-        await sync_to_async(self.delete_unchanged, thread_sensitive=True)(run, last)
-
-    async def alist_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
-        """Async twin of `list_by_workflow`."""
-        return await self.alist_runs(workflow_name=workflow_name, limit=limit)
-
-    async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
-        """Async twin of `iter_runs`."""
-        last: WorkflowRun | None = None
-        while page := await self.alist_runs(before=last, limit=PAGE_SIZE, **filters):
-            last = page[-1]
-            for run in page:
-                yield run
-
-    async def afail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
-        """Async twin of `fail_if_stalled`."""
-        return await sync_to_async(self.fail_if_stalled, thread_sensitive=True)(run_id, idle)
-
-    async def afail_stalled(self, idle: timedelta) -> int:
-        """Async twin of `fail_stalled`."""
-        return await sync_to_async(self.fail_stalled, thread_sensitive=True)(idle)
+    afail_stalled = async_twin(fail_stalled)
 
 
 class AbstractExecutionStateRepository(ABC):
@@ -392,22 +352,36 @@ class AbstractExecutionStateRepository(ABC):
                 `node_id` that is too long.
         """
 
+    asave_state = async_twin(save_state)
+
     @abstractmethod
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
-        """Give the newest checkpoint of a run, or None if there is none."""
+        """Return the newest checkpoint of a run, or None if there is none."""
+
+    aget_latest_checkpoint = async_twin(get_latest_checkpoint)
 
     @abstractmethod
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
-        """Give the checkpoint with that step, or None."""
+        """Return the checkpoint with that step, or None."""
+
+    aget_state = async_twin(get_state)
 
     @abstractmethod
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
-        """Give the checkpoints of a run, oldest first, in constant memory.
+        """Yield the checkpoints of a run, oldest first, in constant memory.
 
         Args:
             run_id: which run.
             after: begin after this step.
         """
+
+    async def aiter_state_history(
+        self, run_id: str, *, after: int = -1
+    ) -> AsyncIterator[Checkpoint]:
+        """Async twin of `iter_state_history`."""
+        history = self.iter_state_history(run_id, after=after)
+        while checkpoint := await sync_to_async(_next_or_none, thread_sensitive=True)(history):
+            yield checkpoint
 
     @abstractmethod
     def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
@@ -427,6 +401,8 @@ class AbstractExecutionStateRepository(ABC):
             RunNotFoundError: if there is no such run.
         """
 
+    adelete_states = async_twin(delete_states)
+
     @abstractmethod
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """Append checkpoints exactly as they are, steps and times too; for copying between stores.
@@ -444,61 +420,27 @@ class AbstractExecutionStateRepository(ABC):
             InvalidFieldError: (a ValueError) as for `save_state`.
         """
 
+    aappend = async_twin(append)
+
     def writer(self, run_id: str) -> StateWriter:
-        """Give an object that appends checkpoints to one run, for whoever writes many.
+        """Return an object that appends checkpoints to one run, for whoever writes many.
 
         A backend can override it with one that remembers what it wrote.
         """
         return StateWriter(self, run_id)
 
     def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
-        """Give the newest state of a run, or None if there is none."""
+        """Return the newest state of a run, or None if there is none."""
         checkpoint = self.get_latest_checkpoint(run_id)
         return None if checkpoint is None else checkpoint["state_data"]
 
+    aget_latest_state = async_twin(get_latest_state)
+
     def get_state_history(self, run_id: str) -> list[Checkpoint]:
-        """Give all checkpoints of a run, oldest first."""
+        """Return all checkpoints of a run, oldest first."""
         return list(self.iter_state_history(run_id))
 
-    async def asave_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
-        """Async twin of `save_state`."""
-        return await sync_to_async(self.save_state, thread_sensitive=True)(
-            run_id, state_data, node_id
-        )
-
-    async def aappend(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
-        """Async twin of `append`."""
-        return await sync_to_async(self.append, thread_sensitive=True)(run_id, checkpoints)
-
-    async def aget_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
-        """Async twin of `get_latest_checkpoint`."""
-        return await sync_to_async(self.get_latest_checkpoint, thread_sensitive=True)(run_id)
-
-    async def aget_state(self, run_id: str, step: int) -> Checkpoint | None:
-        """Async twin of `get_state`."""
-        return await sync_to_async(self.get_state, thread_sensitive=True)(run_id, step)
-
-    async def aiter_state_history(
-        self, run_id: str, *, after: int = -1
-    ) -> AsyncIterator[Checkpoint]:
-        """Async twin of `iter_state_history`."""
-        history = self.iter_state_history(run_id, after=after)
-        while checkpoint := await sync_to_async(_next_or_none, thread_sensitive=True)(history):
-            yield checkpoint
-
-    async def adelete_states(self, run_id: str, *, keep_last: int = 0) -> int:
-        """Async twin of `delete_states`."""
-        return await sync_to_async(self.delete_states, thread_sensitive=True)(
-            run_id, keep_last=keep_last
-        )
-
-    async def aget_latest_state(self, run_id: str) -> dict[str, Any] | None:
-        """Async twin of `get_latest_state`."""
-        return await sync_to_async(self.get_latest_state, thread_sensitive=True)(run_id)
-
-    async def aget_state_history(self, run_id: str) -> list[Checkpoint]:
-        """Async twin of `get_state_history`."""
-        return await sync_to_async(self.get_state_history, thread_sensitive=True)(run_id)
+    aget_state_history = async_twin(get_state_history)
 
 
 class StateWriter:
@@ -510,34 +452,79 @@ class StateWriter:
 
     def __init__(self, states: AbstractExecutionStateRepository, run_id: str) -> None:
         self.run_id = run_id
-        self._store = states
+        self._repository = states
 
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
         """Do what `AbstractExecutionStateRepository.save_state` does, for this run."""
-        return self._store.save_state(self.run_id, state_data, node_id)
+        return self._repository.save_state(self.run_id, state_data, node_id)
 
-    async def asave_state(self, state_data: dict[str, Any], node_id: str) -> int:
-        """Async twin of `save_state`."""
-        return await sync_to_async(self.save_state, thread_sensitive=True)(state_data, node_id)
+    asave_state = async_twin(save_state)
 
     def append(self, checkpoints: Iterable[Checkpoint]) -> int:
         """Do what `AbstractExecutionStateRepository.append` does, for this run."""
-        return self._store.append(self.run_id, checkpoints)
+        return self._repository.append(self.run_id, checkpoints)
 
-    async def aappend(self, checkpoints: Iterable[Checkpoint]) -> int:
-        """Async twin of `append`."""
-        return await sync_to_async(self.append, thread_sensitive=True)(checkpoints)
+    aappend = async_twin(append)
 
 
-class StorageBackend(NamedTuple):
-    """Both repositories of one store: ``runs, states = create_storage_backend()``."""
-
+class _Repositories(NamedTuple):
     runs: AbstractWorkflowRunRepository
     states: AbstractExecutionStateRepository
 
 
+class StorageBackend(_Repositories):
+    """One store, which unpacks into both repositories: ``runs, states = create_storage_backend()``.
+
+    A backend overrides the methods where it has something to do.
+
+    Attributes:
+        runs: its runs.
+        states: the checkpoints of its runs.
+        name: what names it to people, such as the alias of a database or a URL without password.
+        alias: the alias of the Django database that holds its tables, from which the admin and
+            the models read; None for a store that is no Django database.
+    """
+
+    def __new__(
+        cls,
+        runs: AbstractWorkflowRunRepository,
+        states: AbstractExecutionStateRepository,
+        **kwargs: Any,
+    ) -> Self:
+        return super().__new__(cls, runs, states)
+
+    def __init__(
+        self,
+        runs: AbstractWorkflowRunRepository,
+        states: AbstractExecutionStateRepository,
+        *,
+        name: str = "",
+        alias: str | None = None,
+    ) -> None:
+        self.name = name or type(runs).__name__
+        self.alias = alias
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def check(self) -> list[CheckMessage]:
+        """Return what ``manage.py check`` says about the store, if it is the project's own."""
+        return []
+
+    def close(self) -> None:
+        """Close the connections of this process; those that are used again open again."""
+
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Call something once what was written is committed; at once without a transaction."""
+        callback()
+
+    def in_transaction(self) -> bool:
+        """Whether the caller has a transaction open here, which what is written would join."""
+        return False
+
+
 def stalled_message(idle: timedelta) -> str:
-    """Give the error_message of a run that gave no sign of life for longer."""
+    """Return the error_message of a run that gave no sign of life for longer."""
     # The time tells this failure from one before; the recorder relies on that.
     return f"Stalled: no sign of life for more than {idle}, found at {timezone.now()}."
 

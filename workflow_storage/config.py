@@ -1,17 +1,20 @@
-"""What a user can configure, as pydantic models, for the factory."""
+"""What a user can configure, as pydantic models, and what the project has configured."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
 from pydantic import BaseModel, ConfigDict, field_validator
 
+_NO_ENGINE = "django.db.backends.dummy"
 _NAME = re.compile(r"[\w.-]+")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<credentials>.*@)?(?P<rest>[^?#;\s]*)", re.S)
 
 
 def without_password(backend: str) -> str:
-    """Give a backend's name or URL as it may be shown: without credentials and options."""
+    """Return a backend's name or URL as it may be shown: without credentials and options."""
     if not backend or _NAME.fullmatch(backend):
         return backend
     url = _URL.match(backend)
@@ -61,3 +64,51 @@ class GlobalConfig(BaseModel):
     @classmethod
     def _string_as_backend(cls, storage: Any) -> Any:
         return StorageConfig(backend=storage) if isinstance(storage, str) else storage
+
+
+registered_aliases: set[str] = set()
+"""Databases that Django knows because they were given by URL or path, not in DATABASES."""
+
+
+def project_databases() -> dict[str, dict[str, Any]]:
+    """Return what the project has in DATABASES, by alias.
+
+    Django itself adds an empty ``default`` to it, and a store that is given by URL or path adds
+    its own.
+    """
+    databases: dict[str, Any] = settings.DATABASES
+    return {
+        alias: database
+        for alias, database in databases.items()
+        if alias not in registered_aliases
+        and database.get("ENGINE", _NO_ENGINE) not in {"", _NO_ENGINE}
+    }
+
+
+def storage_config(config: StorageConfig | str | None = None) -> StorageConfig:
+    """Return the configuration that is meant by what `create_storage_backend` takes.
+
+    Args:
+        config: a `StorageConfig`; a string, which is its `backend`; or None for the setting
+            WORKFLOW_STORAGE, and without it the ``default`` database, or a SQLite file in a
+            project that has none.
+
+    Raises:
+        TypeError: for anything else.
+        pydantic.ValidationError: if WORKFLOW_STORAGE is a dict for no `StorageConfig`.
+    """
+    if config is None:
+        config = getattr(settings, "WORKFLOW_STORAGE", None)
+        if isinstance(config, dict):
+            config = StorageConfig(**config)
+        elif config is None:
+            has_default = DEFAULT_DB_ALIAS in project_databases()
+            config = StorageConfig(backend=DEFAULT_DB_ALIAS if has_default else "sqlite")
+    if isinstance(config, str):
+        config = StorageConfig(backend=config)
+    if not isinstance(config, StorageConfig):
+        raise TypeError(
+            f"create_storage_backend() takes a StorageConfig, a string or None, "
+            f"not a {type(config).__name__}. WORKFLOW_STORAGE takes a string or a dict."
+        )
+    return config

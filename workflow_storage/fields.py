@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
-from workflow_storage.encoding import dump_json, load_json
 from workflow_storage.exceptions import StorageError
-from workflow_storage.validation import payload_json
+from workflow_storage.serialization import dump_json, load_json, payload_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +74,7 @@ class ExactJSONField(_ByteForByte, _JSONField):
     so that ``.distinct()`` would fail. Key lookups, ``contains``, ``has_key`` and the
     rest are those of `django.db.models.JSONField`, on a document parsed in the query.
 
-    Accepts what `workflow_storage.encoding.dump_json` accepts, else raises
+    Accepts what `workflow_storage.serialization.dump_json` accepts, else raises
     `InvalidFieldError`. None is SQL NULL.
     """
 

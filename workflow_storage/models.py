@@ -1,15 +1,19 @@
-"""The schema: one row a run, one row a checkpoint; read and written by backends/orm.py."""
+"""The schema: one row a run, one row a checkpoint; read and written by backends/orm/."""
 
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.encoding import chain_steps, decode_state, is_delta, load_json, load_rebuilt
-from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.deltas import (
+    chain_steps,
+    is_delta,
+    rebuilt_state,
+    rebuilt_text,
+    whole_state,
+)
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
 from workflow_storage.status import RunStatus
 
@@ -113,7 +117,7 @@ class ExecutionState(models.Model):
 
     @property
     def stored(self) -> bytes:
-        """What is stored, as `workflow_storage.encoding` takes it: JSON text or a delta."""
+        """What is stored, as `workflow_storage.deltas` takes it: JSON text or a delta."""
         return stored_bytes(self.state_json, self.state_delta)
 
     @stored.setter
@@ -123,7 +127,7 @@ class ExecutionState(models.Model):
         self.state_delta = stored if delta else None
 
     def rebuilt_text(self) -> bytes:
-        """Give the JSON text of a delta, reading the states that it is based on."""
+        """Return the JSON text of a delta, reading the states that it is based on."""
         return rebuilt_text(self.run_id, self.step, self._chain())
 
     def _chain(self) -> dict[int, bytes]:
@@ -134,49 +138,6 @@ class ExecutionState(models.Model):
 
 
 def stored_bytes(state_json: str | None, state_delta: bytes | memoryview | None) -> bytes:
-    """Give what is stored in the two columns as `workflow_storage.encoding` takes it."""
+    """Return what is stored in the two columns as `workflow_storage.deltas` takes it."""
     # Some drivers give a memoryview.
     return bytes(state_delta or b"") if state_json is None else state_json.encode()
-
-
-def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
-    """Give a state that is stored whole.
-
-    Raises:
-        DamagedStateError: if the text is not that of a state.
-    """
-    return _loaded(run_id, step, text, load_json)
-
-
-def rebuilt_state(run_id: str, step: int, stored: Mapping[int, bytes]) -> dict[str, Any]:
-    """Give a state from what is stored for `workflow_storage.encoding.chain_steps`, by step.
-
-    Raises:
-        DamagedStateError: if what is stored cannot be rebuilt.
-    """
-    if step in stored and not is_delta(stored[step]):
-        return whole_state(run_id, step, stored[step])
-    return loaded_state(run_id, step, rebuilt_text(run_id, step, stored))
-
-
-def rebuilt_text(run_id: str, step: int, stored: Mapping[int, bytes]) -> bytes:
-    """Give the JSON text of a state; see `rebuilt_state`."""
-    try:
-        return decode_state(stored, step)
-    except ValueError as exc:
-        raise DamagedStateError(run_id, step, str(exc)) from exc
-
-
-def loaded_state(run_id: str, step: int, text: bytes) -> dict[str, Any]:
-    """Give a state from the JSON text that a delta was rebuilt to."""
-    return _loaded(run_id, step, text, load_rebuilt)
-
-
-def _loaded(run_id: str, step: int, text: Any, load: Callable[[Any], Any]) -> dict[str, Any]:
-    try:
-        data = load(text)
-    except ValueError as exc:
-        raise DamagedStateError(run_id, step, str(exc)) from exc
-    if not isinstance(data, dict):
-        raise DamagedStateError(run_id, step, "it is no JSON object")
-    return data

@@ -27,9 +27,10 @@ from workflow_storage.exceptions import (
     StorageError,
 )
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
+from workflow_storage.serialization import payload_json
 from workflow_storage.signals import checkpoint_saved, run_finished, run_started
 from workflow_storage.status import RunStatus
-from workflow_storage.validation import payload_json, valid_fields
+from workflow_storage.validation import valid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -252,7 +253,7 @@ class RecordedRun:
 
     def _send(self, signal: Signal, **kwargs: Any) -> None:
         if signal.receivers:
-            self._backend.runs.on_commit(
+            self._backend.on_commit(
                 lambda: signal.send_robust(sender=RecordedRun, run=self, **kwargs)
             )
 

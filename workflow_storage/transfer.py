@@ -22,7 +22,6 @@ from zlib import crc32
 from django.utils import timezone
 
 from workflow_storage.base import Checkpoint, RunFilters, StorageBackend
-from workflow_storage.encoding import dump_json, load_json
 from workflow_storage.exceptions import (
     DamagedStateError,
     RunAlreadyExistsError,
@@ -32,6 +31,7 @@ from workflow_storage.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
+from workflow_storage.serialization import dump_json, load_json
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     RUN_FIELDS,
@@ -142,7 +142,7 @@ def copy_runs(
     """
     _refuse_useless(target)
     if move:
-        if source.runs.in_transaction() or target.runs.in_transaction():
+        if source.in_transaction() or target.in_transaction():
             raise CannotMoveError(
                 "Runs cannot be moved inside a transaction, whose rollback would lose them. "
                 "Move them outside of transaction.atomic() and ATOMIC_REQUESTS."

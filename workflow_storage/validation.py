@@ -1,28 +1,25 @@
 """The rules for a run's fields and a state, the same on every backend, for backends/.
 
-Each function gives back the value to store, or raises the error of the contract; none
+Each function returns the value to store, or raises the error of the contract; none
 of them touches a store.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.utils import timezone
 
 from workflow_storage.base import Checkpoint, RunFilters
-from workflow_storage.encoding import dump_json, dump_state
 from workflow_storage.exceptions import (
     InvalidFieldError,
-    InvalidPayloadError,
     InvalidStatusError,
 )
+from workflow_storage.serialization import payload_json, state_text
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
-
-_T = TypeVar("_T")
 
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
@@ -37,12 +34,7 @@ UPDATABLE = PAYLOADS | {"error_message", "total_tokens", "total_cost_usd"}
 RESULT_TIMES = frozenset({"completed_at", "duration_seconds"})
 
 
-def is_storable_name(value: str, max_length: int) -> bool:
-    """Whether a name or id could be stored at all; one that could not is never found."""
-    return 0 < len(value) <= max_length and "\0" not in value and not _has_lone_surrogate(value)
-
-
-def is_possible(field: str, value: object, max_length: int) -> bool:
+def is_possible_name(field: str, value: object, max_length: int) -> bool:
     """Whether a name or id can be stored at all; one that cannot is never found.
 
     Raises:
@@ -50,12 +42,12 @@ def is_possible(field: str, value: object, max_length: int) -> bool:
     """
     if not isinstance(value, str):
         raise TypeError(f"{field} is a {type(value).__name__}. Pass a str, such as str(value).")
-    return is_storable_name(value, max_length)
+    return 0 < len(value) <= max_length and "\0" not in value and not _has_lone_surrogate(value)
 
 
-def possible_id(run_id: object) -> bool:
-    """Whether a run can have this id; see `is_possible`."""
-    return is_possible("run_id", run_id, MAX_RUN_ID)
+def is_possible_id(run_id: object) -> bool:
+    """Whether a run can have this id; see `is_possible_name`."""
+    return is_possible_name("run_id", run_id, MAX_RUN_ID)
 
 
 def valid_name(field: str, value: object, max_length: int) -> str:
@@ -76,7 +68,7 @@ def valid_name(field: str, value: object, max_length: int) -> str:
             f"{field} has {len(value)} characters, more than the {max_length} that fit: "
             f"{value[:40]!r}… Shorten it."
         )
-    if not is_storable_name(value, max_length):
+    if not is_possible_name(field, value, max_length):
         raise InvalidFieldError(
             f"{field} holds a NUL character or a lone surrogate: {value!r}. Remove it."
         )
@@ -84,7 +76,7 @@ def valid_name(field: str, value: object, max_length: int) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Give text as it is, where a member of an enumeration is formatted as its name."""
+    """Return text as it is, where a member of an enumeration is formatted as its name."""
     return str.__str__(text)
 
 
@@ -136,12 +128,12 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
     """Check the filters of `list_runs`.
 
     Raises:
-        InvalidStatusError: if a status is none.
-        InvalidFieldError: for a time that is none, or has no time zone where it must.
+        InvalidStatusError: if a status is no status.
+        InvalidFieldError: for a time that is no time, or has no time zone where it must.
         TypeError: for an unknown filter, or a name that is no text.
     """
     name = filters.get("workflow_name")
-    possible = name is None or is_possible("workflow_name", name, MAX_WORKFLOW_NAME)
+    possible = name is None or is_possible_name("workflow_name", name, MAX_WORKFLOW_NAME)
     status = filters.get("status")
     statuses = None if status is None else sorted(valid_statuses(status))
     moments = {
@@ -156,37 +148,6 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
         )
     name = None if name is None else plain_text(name)
     return ValidFilters(name, statuses, **moments, match_none=not possible or statuses == [])
-
-
-def valid_state(state_data: object) -> bytes:
-    """Write a state as JSON text in UTF-8.
-
-    Raises:
-        InvalidPayloadError: unless it is a dict of JSON values.
-        InvalidFieldError: for NaN, infinities, circular references, nesting too deep.
-    """
-    if not isinstance(state_data, dict):
-        raise InvalidPayloadError(
-            f"state_data is a {type(state_data).__name__}, not a dict. "
-            'Wrap it, for example as {"value": …}.'
-        )
-    return _written("state_data", state_data, dump_state)
-
-
-def payload_json(field: str, value: object) -> str:
-    """Write a payload as JSON text, or say which field cannot be written and why."""
-    return _written(field, value, dump_json)
-
-
-def _written(field: str, value: object, write: Callable[[object], _T]) -> _T:
-    try:
-        return write(value)
-    except TypeError as exc:
-        raise InvalidPayloadError(
-            f"{field} is not JSON: {exc}. Convert it to dicts, lists, strings or numbers first."
-        ) from exc
-    except ValueError as exc:
-        raise InvalidFieldError(f"{field} is not JSON: {exc}. Replace that value first.") from exc
 
 
 def valid_moment(field: str, value: object) -> datetime:
@@ -256,6 +217,30 @@ def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) ->
     return valid_fields(fields)
 
 
+def status_change(status: RunStatus, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a change of status changes; the one rule for times and signs of life.
+
+    Args:
+        status: the new status.
+        fields: what is to be changed with it; see `valid_updates`.
+
+    Returns:
+        The fields as they are stored. With a terminal status, a duration_seconds of None stands
+        for the time from `started_at` to `completed_at`, which the store computes.
+
+    Raises:
+        InvalidFieldError: see `valid_updates`.
+    """
+    changes = {**valid_updates(fields, status), "status": status.value}
+    now = timezone.now()
+    if not status.is_terminal:
+        return {**changes, **dict.fromkeys(RESULT_TIMES), "heartbeat_at": now}
+    if changes.get("completed_at") is None:
+        changes["completed_at"] = now
+    changes.setdefault("duration_seconds", None)
+    return changes
+
+
 def valid_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Check the values of some fields of a run and give them as they are stored."""
     return {name: _FIELDS[name](name, value) for name, value in fields.items()}
@@ -283,7 +268,7 @@ def valid_new_run(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_fields(run: object) -> dict[str, Any]:
-    """Give the fields of a run by name, unchecked.
+    """Return the fields of a run by name, unchecked.
 
     Raises:
         TypeError: unless it is a `WorkflowRun`.
@@ -312,7 +297,7 @@ def equal_checkpoints(one: Checkpoint, other: Checkpoint) -> bool:
         one["step"] == other["step"]
         and one["node_id"] == other["node_id"]
         and one["created_at"] == other["created_at"]
-        and valid_state(one["state_data"]) == valid_state(other["state_data"])
+        and state_text(one["state_data"]) == state_text(other["state_data"])
     )
 
 
@@ -336,12 +321,12 @@ def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
         valid_count("step", checkpoint["step"]),
         valid_name("node_id", checkpoint["node_id"], MAX_NODE_ID),
         valid_moment("created_at", checkpoint["created_at"]),
-        valid_state(checkpoint["state_data"]),
+        state_text(checkpoint["state_data"]),
     )
 
 
 def in_project_time(value: datetime) -> datetime:
-    """Give a time with a time zone if the project uses them (USE_TZ), and without otherwise."""
+    """Return a time with a time zone if the project uses them (USE_TZ), and without otherwise."""
     if settings.USE_TZ and timezone.is_naive(value):
         return timezone.make_aware(value)
     if not settings.USE_TZ and timezone.is_aware(value):

@@ -26,12 +26,13 @@ from workflow_storage import (
     WorkflowRun,
     create_storage_backend,
 )
-from workflow_storage.backends.errors import storage_error
 from workflow_storage.backends.orm import (
     DjangoExecutionStateRepository,
     DjangoWorkflowRunRepository,
 )
-from workflow_storage.factory import SQLITE_OPTIONS, forget
+from workflow_storage.backends.orm.errors import storage_error
+from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
+from workflow_storage.factory import forget
 from workflow_storage.testing import ConcurrencyContract, in_threads, new_run, stored_run
 
 

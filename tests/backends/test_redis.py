@@ -37,7 +37,7 @@ from workflow_storage.backends.redis import (
     RedisWorkflowRunRepository,
     open_redis,
 )
-from workflow_storage.backends.redis_client import RedisStore
+from workflow_storage.backends.redis.connection import RedisStore
 from workflow_storage.base import AbstractExecutionStateRepository, AbstractWorkflowRunRepository
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 

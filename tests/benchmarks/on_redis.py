@@ -26,7 +26,7 @@ class Driver:
     """The same commands with the same values on redis-py, to and from plain dicts."""
 
     def __init__(self, client: Any, base: str) -> None:
-        from workflow_storage.backends import redis_scripts
+        from workflow_storage.backends.redis import scripts as redis_scripts
 
         self.client, self.base, self.scripts = client, base, redis_scripts
 

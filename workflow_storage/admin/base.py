@@ -20,7 +20,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from workflow_storage.factory import configured_alias
-from workflow_storage.validation import MAX_RUN_ID, is_storable_name
+from workflow_storage.validation import MAX_RUN_ID, is_possible_name
 
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet
@@ -128,7 +128,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         term = search_term.strip()
         if not term:
             return queryset, False
-        if not is_storable_name(term, self.longest_term):
+        if not is_possible_name("q", term, self.longest_term):
             return queryset.none(), False
         return self.rows_found(queryset, term), False
 

@@ -1,4 +1,4 @@
-"""A cursor for the queries that find rows by a key on PostgreSQL, for compiled.py.
+"""A cursor for the queries that find rows by a key on PostgreSQL, for compiled_queries.py.
 
 Django's own cursors bind parameters on the client, and so can neither read in binary, where
 bytes are half as long as in text and cost nothing to convert, nor prepare a statement.
@@ -43,7 +43,7 @@ class KeyedCursor(psycopg.Cursor[Any]):
 
 
 def keyed_cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
-    """Give a cursor as ``connection.cursor()`` does, around a `KeyedCursor`.
+    """Return a cursor as ``connection.cursor()`` does, around a `KeyedCursor`.
 
     A cursor of the project's own making is left as it is, and so is one that keeps a log: it
     asks Django's cursor for the statement with its values.

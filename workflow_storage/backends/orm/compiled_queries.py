@@ -1,4 +1,4 @@
-"""Queries that Django compiles once for each connection, for the repositories of orm.py.
+"""Queries that Django compiles once for each connection, for the repositories.
 
 Building and compiling a small query takes the ORM several times longer than the database
 takes to answer it. Here a `QuerySet` is built once with a `Parameter` in place of each
@@ -20,6 +20,7 @@ from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
 from django.dispatch import receiver
 
+from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Parameter(Expression):
         return "%s", (self,)
 
     def prepared(self, values: dict[str, Any], connection: Any) -> Any:
-        """Give this parameter's value as the driver takes it."""
+        """Return this parameter's value as the driver takes it."""
         value = values[self.name]
         if isinstance(value, str):
             value = plain_text(value)
@@ -81,7 +82,7 @@ class Statement:
         self._cursor_of = _cursor_of(connection, keyed)
         places: list[Any] = list(range(len(params)))
         self._fixed: Any = list(params)
-        if connection.vendor == "sqlite":
+        if dialect_of(connection).names_places:
             # Django rewrites each place as it is executed: without a name by searching the SQL
             # for it, which takes as long as the query itself, with a name by formatting.
             places = [f"p{number}" for number in places]
@@ -127,13 +128,13 @@ class Selection(Statement):
         expressions = [selected[0] for selected in compiler.select]
         self._compiler = compiler
         self._converters = compiler.get_converters(expressions)
-        if keyed and connection.vendor == "postgresql":
+        if keyed and dialect_of(connection).binds_on_server:
             for place, expression in enumerate(expressions):
                 if isinstance(expression.output_field, DateTimeField):
                     self._converters[place] = [_in_its_time_zone], expression
 
     def rows(self, connection: BaseDatabaseWrapper, values: dict[str, Any]) -> list[Any]:
-        """Give the rows, as tuples or lists of Python values."""
+        """Return the rows, as tuples or lists of Python values."""
         cursor = self.execute(connection, values)
         with connection.wrap_database_errors:
             # What Django has around the driver's cursor takes longer than to fetch a row.
@@ -147,12 +148,12 @@ class Selection(Statement):
 
 
 def _cursor_of(connection: Any, keyed: bool) -> Callable[[Any], CursorWrapper]:
-    """Give what makes the cursors for a statement on a database."""
-    if keyed and connection.vendor == "postgresql":
+    """Return what makes the cursors for a statement on a database."""
+    if keyed and dialect_of(connection).binds_on_server:
         from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
         if is_psycopg3:
-            from workflow_storage.backends.postgresql import keyed_cursor
+            from workflow_storage.backends.orm.postgresql import keyed_cursor
 
             return keyed_cursor
     return operator.methodcaller("cursor")
@@ -184,7 +185,7 @@ class Queries(Generic[_M]):
         keyed: bool,
         **values: Any,
     ) -> list[Any]:
-        """Give the rows of a query that selects values.
+        """Return the rows of a query that selects values.
 
         Args:
             key: what tells the query from the others on this model.
@@ -208,7 +209,7 @@ class Queries(Generic[_M]):
         keyed: bool,
         **values: Any,
     ) -> list[_M]:
-        """Give the objects of a query that selects the whole model; see `rows`."""
+        """Return the objects of a query that selects the whole model; see `rows`."""
         return [
             self.model.from_db(self.alias, self._names, row)
             for row in self.rows(key, build, keyed=keyed, **values)
@@ -300,7 +301,7 @@ class Queries(Generic[_M]):
 
 
 def _kept_by(connection: BaseDatabaseWrapper) -> dict[Hashable, Any]:
-    """Give the compiled queries of a connection, which go when it does.
+    """Return the compiled queries of a connection, which go when it does.
 
     They refer to it, so that nothing that outlives it may hold them.
     """

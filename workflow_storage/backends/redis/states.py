@@ -5,22 +5,22 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
-from workflow_storage.backends import redis_scripts as scripts
-from workflow_storage.backends.redis_repository import RedisRepository, parsed_mark, time_text
+from workflow_storage.backends.redis import scripts
+from workflow_storage.backends.redis.repository import RedisRepository, parsed_mark, time_text
 from workflow_storage.base import AbstractExecutionStateRepository, Checkpoint, StateWriter
-from workflow_storage.encoding import (
+from workflow_storage.deltas import (
     SMALL_STATE,
-    apply_delta,
+    Chain,
+    History,
+    Link,
     base_step,
-    decode_state,
-    encode_state,
     is_delta,
-    remember,
+    rebuilt_state,
+    rebuilt_text,
 )
 from workflow_storage.exceptions import (
     DamagedStateError,
@@ -28,14 +28,13 @@ from workflow_storage.exceptions import (
     StepConflictError,
     StorageUnavailableError,
 )
-from workflow_storage.models import loaded_state, whole_state
+from workflow_storage.serialization import state_text
 from workflow_storage.validation import (
     MAX_NODE_ID,
-    possible_id,
+    is_possible_id,
     valid_checkpoint,
     valid_count,
     valid_name,
-    valid_state,
     valid_step,
 )
 
@@ -108,7 +107,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
 
     def _checkpoint(self, run_id: str, step: int | None) -> Generator[Any, Any, Checkpoint | None]:
         """Give the checkpoint with a step; the newest for None."""
-        if not possible_id(run_id) or (step is not None and step not in _STEPS):
+        if not is_possible_id(run_id) or (step is not None and step not in _STEPS):
             return None
         reply = yield self._call(scripts.CHAIN, run_id, "" if step is None else int(step))
         next_step, first = map(int, reply[:2])
@@ -118,11 +117,9 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
             if first <= wanted < next_step:
                 raise DamagedStateError(run_id, wanted, _MISSING)
             return None
-        found, mark, stored = chain[:3]
-        if not is_delta(stored):
-            return _as_checkpoint(run_id, found, mark, stored, whole=True)
-        text = _rebuilt(run_id, chain, found)
-        return _as_checkpoint(run_id, found, mark, text, whole=False)
+        found, mark = chain[:2]
+        by_step = dict(zip(chain[::3], chain[2::3], strict=True))
+        return _checkpoint(found, mark, rebuilt_state(run_id, found, by_step))
 
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
@@ -158,7 +155,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
 
     def _delete_states(self, run_id: str, keep_last: int) -> Generator[Any, Any, int]:
         valid_count("keep_last", keep_last)
-        if not possible_id(run_id):
+        if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
         for _ in range(MAX_TRIMS):
             args: list[Any] = [""]
@@ -197,12 +194,12 @@ class _History:
     def __init__(self, states: RedisExecutionStateRepository, run_id: str, after: int) -> None:
         self.run_id = run_id
         self._states = states
-        self._texts: dict[int, bytes] = {}
+        self._rebuilder = History(run_id)
         self._last_step = valid_step(after)
 
     def page(self) -> Generator[Any, Any, list[tuple[int, bytes | None, bytes | None]]]:
         """Give step, mark and stored state of the next ones."""
-        if not possible_id(self.run_id):
+        if not is_possible_id(self.run_id):
             return []
         last_step = min(max(self._last_step, -1), _STEPS.stop)
         flat = yield self._states._call(scripts.PAGE, self.run_id, last_step, STATES_PAGE)
@@ -217,20 +214,14 @@ class _History:
         """Give one of them rebuilt; None if it has been deleted since."""
         if mark is None or stored is None:
             raise DamagedStateError(self.run_id, step, _MISSING)
-        text: bytes | None = None
-        if not is_delta(stored):
-            text = stored
-        elif base_step(step) in self._texts:
-            # If the run was deleted and begun anew meanwhile, it has another base by now.
-            with suppress(ValueError):
-                text = apply_delta(stored, self._texts[base_step(step)])
+        text = self._rebuilder.text(step, stored)
         if text is None:
             _, _, *chain = yield self._states._call(scripts.CHAIN, self.run_id, step)
             if not chain or chain[1] != mark:
                 return None
             text = _rebuilt(self.run_id, chain, step)
-        remember(self._texts, step, text)
-        return _as_checkpoint(self.run_id, step, mark, text, whole=text is stored)
+        state = self._rebuilder.state(step, text, rebuilt=text is not stored)
+        return _checkpoint(step, mark, state)
 
 
 class RedisStateWriter(StateWriter):
@@ -239,9 +230,7 @@ class RedisStateWriter(StateWriter):
     def __init__(self, states: RedisExecutionStateRepository, run_id: str) -> None:
         super().__init__(states, run_id)
         self._states = states
-        self._next: int | None = None
-        self._texts: dict[int, bytes] = {}
-        self._marks: dict[int, bytes] = {}
+        self._chain: Chain[bytes] = Chain(run_id)
 
     def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
@@ -272,16 +261,16 @@ class RedisStateWriter(StateWriter):
         return count
 
     def _refuse_unknown(self) -> Generator[Any, Any, None]:
-        if possible_id(self.run_id):
+        if is_possible_id(self.run_id):
             (found,) = yield self._states._read([self.run_id])
             if found[0] is not None:
                 return
         raise RunNotFoundError(self.run_id)
 
     def _save(self, state_data: dict[str, Any], node_id: str) -> Generator[Any, Any, int]:
-        text = valid_state(state_data)
+        text = state_text(state_data)
         node_id = valid_name("node_id", node_id, MAX_NODE_ID)
-        if not possible_id(self.run_id):
+        if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
         for attempt in itertools.count():
             if attempt < MAX_BASED:
@@ -291,34 +280,40 @@ class RedisStateWriter(StateWriter):
             now = timezone.now()
             mark = _mark(now, node_id)
             # A whole state is good at any step, so another writer is no reason to try again.
-            condition = ("", "", "") if base is None else (self._next, base, self._marks[base])
+            condition = (
+                ("", "", "")
+                if base is None
+                else (self._chain.next_step, base, self._chain.mark(base))
+            )
             step = yield self._states._call(
                 scripts.APPEND, self.run_id, *condition, time_text(now), mark, stored
             )
             if step is None:
-                self._forget()
+                self._chain.forget()
                 raise RunNotFoundError(self.run_id)
             if step >= 0:
-                return self._remember(step, mark, text)
-            self._forget()
+                self._chain.remember(step, text, mark)
+                return int(step)
+            self._chain.forget()
         raise AssertionError("unreachable")
 
     def _append(self, checkpoint: Checkpoint) -> Generator[Any, Any, int]:
         step, node_id, created_at, text = valid_checkpoint(checkpoint)
-        if not possible_id(self.run_id):
+        if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
         mark = _mark(created_at, node_id)
         for attempt in itertools.count():
-            if self._next != step:
+            if self._chain.next_step != step:
                 yield from self._reload()
             base, stored = (
                 (None, text) if attempt >= MAX_BASED else (yield from self._encoded(text))
             )
-            if self._next not in (0, step):
-                raise StepConflictError(self.run_id, step, self._next or 0)
+            next_step = self._chain.next_step or 0
+            if next_step not in (0, step):
+                raise StepConflictError(self.run_id, step, next_step)
             # A run without states can begin anywhere.
-            first = step if self._next == 0 else ""
-            condition = ("", "") if base is None else (base, self._marks[base])
+            first = step if next_step == 0 else ""
+            condition = ("", "") if base is None else (base, self._chain.mark(base))
             reply = yield self._states._call(
                 scripts.APPEND_AT,
                 self.run_id,
@@ -330,54 +325,33 @@ class RedisStateWriter(StateWriter):
                 stored,
             )
             if reply is None:
-                self._forget()
+                self._chain.forget()
                 raise RunNotFoundError(self.run_id)
             if reply >= 0:
-                return self._remember(step, mark, text)
-            self._forget()
+                self._chain.remember(step, text, mark)
+                return int(step)
+            self._chain.forget()
         raise AssertionError("unreachable")
 
     def _encoded(self, text: bytes) -> Generator[Any, Any, tuple[int | None, bytes]]:
         """Give a state as it is stored, with the step that it is based on if it is a delta."""
         if len(text) <= SMALL_STATE:
             return None, text
-        if self._next is None or (self._next and base_step(self._next) not in self._texts):
+        chain = self._chain
+        if chain.next_step is None or chain.lacks_base(chain.next_step):
             # Somebody else wrote to the run, or deleted from it, or this is the first time.
             yield from self._reload()
-        if not self._next:
-            return None, text
-        base = base_step(self._next)
-        stored = encode_state(text, self._texts.get(base))
-        return (base if is_delta(stored) else None), stored
+        stored, base = chain.encode(text, chain.next_step or 0)
+        return base, stored
 
     def _reload(self) -> Generator[Any, Any, None]:
         """Remember the state that the next one is based on, and all that it is based on."""
-        self._forget()
-        next_step, _, *chain = yield self._states._call(scripts.CHAIN, self.run_id, "base")
-        self._next = int(next_step)
-        links = list(zip(chain[::3], chain[1::3], chain[2::3], strict=True))
-        for step, mark, stored in reversed(links):
-            try:
-                text = stored
-                if is_delta(stored):
-                    text = _rebuilt(self.run_id, chain, step)
-            except DamagedStateError:
-                # The new state is then stored whole, and the run goes on.
-                logger.exception("A state cannot serve as a base")
-                continue
-            self._texts[step] = text
-            self._marks[step] = mark
-
-    def _remember(self, step: int, mark: bytes, text: bytes) -> int:
-        remember(self._texts, step, text)
-        remember(self._marks, step, mark)
-        self._next = step + 1
-        return step
-
-    def _forget(self) -> None:
-        self._next = None
-        self._texts.clear()
-        self._marks.clear()
+        next_step, _, *flat = yield self._states._call(scripts.CHAIN, self.run_id, "base")
+        links = [
+            Link(step, stored, mark)
+            for step, mark, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
+        self._chain.load(int(next_step), reversed(links))
 
 
 def _mark(created_at: datetime, node_id: str) -> bytes:
@@ -385,17 +359,11 @@ def _mark(created_at: datetime, node_id: str) -> bytes:
     return f"{time_text(created_at)} {random.getrandbits(32):08x} {node_id}".encode()
 
 
-def _as_checkpoint(run_id: str, step: int, mark: bytes, text: bytes, *, whole: bool) -> Checkpoint:
+def _checkpoint(step: int, mark: bytes, state: dict[str, Any]) -> Checkpoint:
     node_id, created_at = parsed_mark(mark)
-    load = whole_state if whole else loaded_state
-    return Checkpoint(
-        step=step, node_id=node_id, state_data=load(run_id, step, text), created_at=created_at
-    )
+    return Checkpoint(step=step, node_id=node_id, state_data=state, created_at=created_at)
 
 
 def _rebuilt(run_id: str, chain: Sequence[Any], step: int) -> bytes:
-    """Give the JSON text of a state from a chain of step, mark and stored state."""
-    try:
-        return decode_state(dict(zip(chain[::3], chain[2::3], strict=True)), step)
-    except ValueError as exc:
-        raise DamagedStateError(run_id, step, str(exc)) from exc
+    """Return the JSON text of a state from a chain of step, mark and stored state."""
+    return rebuilt_text(run_id, step, dict(zip(chain[::3], chain[2::3], strict=True)))

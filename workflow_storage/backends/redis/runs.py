@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from django.utils import timezone
 
-from workflow_storage.backends import redis_scripts as scripts
-from workflow_storage.backends.redis_client import Call, RedisStore
-from workflow_storage.backends.redis_repository import (
+from workflow_storage.backends.redis import scripts
+from workflow_storage.backends.redis.connection import Call, RedisStore
+from workflow_storage.backends.redis.repository import (
     FIELDS,
     TIME_LENGTH,
     RedisRepository,
@@ -22,17 +22,12 @@ from workflow_storage.backends.redis_repository import (
     parsed_time,
     time_text,
 )
-from workflow_storage.backends.redis_states import RedisExecutionStateRepository
 from workflow_storage.base import (
     PAGE_SIZE,
     AbstractWorkflowRunRepository,
     Checkpoint,
     RunFilters,
-    StorageBackend,
     stalled_message,
-)
-from workflow_storage.encoding import (
-    load_json,
 )
 from workflow_storage.exceptions import (
     RunAlreadyExistsError,
@@ -42,16 +37,16 @@ from workflow_storage.exceptions import (
     StorageError,
 )
 from workflow_storage.models import WorkflowRun
+from workflow_storage.serialization import load_json, payload_json
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     PAYLOADS,
-    RESULT_TIMES,
     ValidFilters,
     equal_runs,
-    payload_json,
+    is_possible_id,
     plain_text,
-    possible_id,
     run_fields,
+    status_change,
     valid_count,
     valid_expected,
     valid_fields,
@@ -74,16 +69,6 @@ MAX_DELETED_AT_ONCE = 200
 _TIMES = frozenset({"started_at", "completed_at", "heartbeat_at"})
 _NO_DURATION = b"-"
 """The duration_seconds of a run that has ended and has none, as no run of the contract."""
-
-
-def open_redis(url: str) -> StorageBackend:
-    """Give the repositories of a Redis server or cluster; it is connected to on first use.
-
-    Raises:
-        UnsupportedBackendError: if the URL cannot be used.
-    """
-    store = RedisStore(url)
-    return StorageBackend(RedisWorkflowRunRepository(store), RedisExecutionStateRepository(store))
 
 
 class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository):
@@ -118,7 +103,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         return await self.store.arun(self._get(run_id))
 
     def _get(self, run_id: str) -> Generator[Any, Any, WorkflowRun | None]:
-        if not possible_id(run_id):
+        if not is_possible_id(run_id):
             return None
         (values,) = yield self._read([run_id])
         return _run(run_id, values)
@@ -264,7 +249,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         expected: str | Iterable[str] | None,
         fields: dict[str, Any],
     ) -> Generator[Any, Any, None]:
-        changes = _status_change(valid_status(status), fields)
+        changes = status_change(valid_status(status), fields)
         statuses = None if expected is None else valid_expected(expected)
         yield from self._change(run_id, changes, statuses)
 
@@ -280,7 +265,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         self, run_id: str, changes: dict[str, Any], expected: Iterable[RunStatus] | None = None
     ) -> Generator[Any, Any, None]:
         """Change fields of a run, if it is in one of the expected statuses; or say why not."""
-        if not possible_id(run_id):
+        if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
         values = _written(changes)
         cleared = [name for name, value in changes.items() if value is None]
@@ -304,7 +289,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         await self.store.arun(self._delete(run_id))
 
     def _delete(self, run_id: str) -> Generator[Any, Any, None]:
-        if not possible_id(run_id) or (yield self._indexing(scripts.DELETE, run_id, "")) != 1:
+        if not is_possible_id(run_id) or (yield self._indexing(scripts.DELETE, run_id, "")) != 1:
             raise RunNotFoundError(run_id)
 
     def delete_finished(
@@ -407,9 +392,9 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
 
     def _fail_if_stalled(self, run_id: str, idle: timedelta) -> Generator[Any, Any, bool]:
         cutoff = timezone.now() - valid_idle(idle)
-        if not possible_id(run_id):
+        if not is_possible_id(run_id):
             return False
-        changes = _status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
+        changes = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
         values = _written(changes)
         cleared = [name for name, value in changes.items() if value is None]
         reply = yield self._indexing(
@@ -480,7 +465,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         """Give the entry of a run."""
         if isinstance(before, WorkflowRun):
             return _entry(before.started_at, before.id)
-        run = (yield from self._get(before)) if possible_id(before) else None
+        run = (yield from self._get(before)) if is_possible_id(before) else None
         if run is None:
             raise RunNotFoundError(before)
         return _entry(run.started_at, run.id)
@@ -575,19 +560,6 @@ def _written(fields: dict[str, Any], *, exactly: bool = False) -> list[Any]:
     if exactly and fields["completed_at"] is not None and fields["duration_seconds"] is None:
         written += ["duration_seconds", _NO_DURATION]
     return written
-
-
-def _status_change(status: RunStatus, fields: dict[str, Any]) -> dict[str, Any]:
-    """Give the fields that a change of status changes; the duration comes from the times."""
-    changes = {**valid_updates(fields, status), "status": status.value}
-    now = timezone.now()
-    if status.is_terminal:
-        if changes.get("completed_at") is None:
-            changes["completed_at"] = now
-        changes.setdefault("duration_seconds", None)
-    else:
-        changes |= {**dict.fromkeys(RESULT_TIMES), "heartbeat_at": now}
-    return changes
 
 
 def _run(run_id: str, values: Sequence[bytes | None]) -> WorkflowRun | None:

@@ -55,7 +55,7 @@ from redis.retry import Retry
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 
-    from workflow_storage.backends.redis_scripts import Script
+    from workflow_storage.backends.redis.scripts import Script
 
 _T = TypeVar("_T")
 

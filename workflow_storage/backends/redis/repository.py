@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from workflow_storage.backends import redis_scripts as scripts
-from workflow_storage.backends.redis_client import Call, RedisStore
+from workflow_storage.backends.redis import scripts
+from workflow_storage.backends.redis.connection import Call, RedisStore
 from workflow_storage.validation import RUN_FIELDS, plain_text
 
 if TYPE_CHECKING:

@@ -1,18 +1,17 @@
-"""The repositories on the Django ORM: any database that Django speaks to."""
+"""The runs in a Django database."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from django.db import IntegrityError, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, IntegrityError
 from django.db.models import (
     DurationField,
     ExpressionWrapper,
     F,
     FloatField,
     Func,
-    Model,
     OuterRef,
     Q,
     QuerySet,
@@ -21,17 +20,28 @@ from django.db.models import (
 from django.db.models.expressions import Expression
 from django.utils import timezone
 
-from workflow_storage.backends.compiled import Parameter
-from workflow_storage.backends.errors import MAX_ATTEMPTS, translates_errors
-from workflow_storage.backends.orm_database import (
-    RUN_ID,
-    DjangoRepository,
-    parameter,
+from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm.conditions import (
+    Condition,
+    before_run,
+    conditions_of,
+    in_status,
+    values_of,
+    with_parameters,
+    with_values,
 )
+from workflow_storage.backends.orm.errors import (
+    MAX_ATTEMPTS,
+    operation,
+    translates_errors,
+    tries_again,
+)
+from workflow_storage.backends.orm.repository import RUN_ID, Database, DjangoRepository
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Checkpoint,
     RunFilters,
+    stalled_message,
 )
 from workflow_storage.exceptions import (
     RunAlreadyExistsError,
@@ -39,16 +49,14 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
     StatusConflictError,
 )
-from workflow_storage.models import (
-    WorkflowRun,
-)
+from workflow_storage.models import WorkflowRun
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
-    RESULT_TIMES,
     equal_runs,
+    is_possible_id,
     plain_text,
-    possible_id,
     run_fields,
+    status_change,
     valid_count,
     valid_expected,
     valid_fields,
@@ -62,14 +70,8 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime, timedelta
-
-from workflow_storage.backends.orm_states import DjangoExecutionStateRepository
-
-__all__ = ["DjangoExecutionStateRepository", "DjangoWorkflowRunRepository"]
-
-_M = TypeVar("_M", bound=Model)
 
 # SQLite takes at most 32,766 parameters in a statement.
 MAX_BATCH = 10_000
@@ -84,7 +86,11 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         alias: the database's name in DATABASES.
     """
 
-    @translates_errors
+    def __init__(self, alias: str = DEFAULT_DB_ALIAS) -> None:
+        super().__init__(alias)
+        self._database = Database(alias)
+
+    @operation
     def add(self, run: WorkflowRun) -> None:
         """See `AbstractWorkflowRunRepository.add`."""
         fields = valid_new_run(run_fields(run))
@@ -97,8 +103,8 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     def _insert(self, fields: dict[str, Any]) -> None:
         for attempt in range(MAX_ATTEMPTS):
             try:
-                with self._one_statement():
-                    self._run_queries.insert(**fields)
+                with self._database.one_statement():
+                    self._database.run_queries.insert(**fields)
                 break
             except IntegrityError as exc:
                 if self._status(fields["id"]) is not None:
@@ -107,16 +113,21 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
 
-    @translates_errors
+    @operation
     def get(self, run_id: str) -> WorkflowRun | None:
         """See `AbstractWorkflowRunRepository.get`."""
-        if not possible_id(run_id):
+        if not is_possible_id(run_id):
             return None
         return next(
-            iter(self._run_queries.objects("get", self._the_run, keyed=True, run_id=run_id)), None
+            iter(
+                self._database.run_queries.objects(
+                    "get", self._database.the_run, keyed=True, run_id=run_id
+                )
+            ),
+            None,
         )
 
-    @translates_errors
+    @operation
     def list_runs(
         self,
         *,
@@ -126,25 +137,33 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     ) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_runs`."""
         valid_count("limit", limit)
-        values = _checked(filters)
+        valid = valid_filters(filters)
+        conditions = conditions_of(valid)
         if before is not None:
-            values["before_started_at"], values["before_id"] = self._position(before)
-        if limit == 0 or _matches_none(values):
+            conditions.append(before_run(*self._position(before)))
+        if limit == 0 or valid.match_none:
             return []
 
         def page() -> QuerySet[WorkflowRun]:
-            runs = self._matching({name: parameter(name) for name in values})
+            runs = with_parameters(self._database.runs, conditions)
             return runs.order_by("-started_at", "-id")[:limit]
 
-        return self._run_queries.objects(("list", limit, *values), page, keyed=False, **values)
+        return self._database.run_queries.objects(
+            ("list", limit, *(condition.key for condition in conditions)),
+            page,
+            keyed=False,
+            **values_of(conditions),
+        )
 
-    @translates_errors
+    @operation
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """See `AbstractWorkflowRunRepository.count_runs`."""
-        values = _checked(filters)
-        return 0 if _matches_none(values) else self._matching(values).count()
+        valid = valid_filters(filters)
+        if valid.match_none:
+            return 0
+        return with_values(self._database.runs, conditions_of(valid)).count()
 
-    @translates_errors
+    @operation
     def update(self, run_id: str, **fields: Any) -> None:
         """See `AbstractWorkflowRunRepository.update`."""
         changes = valid_updates(fields)
@@ -153,7 +172,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         elif self._status(run_id) is None:
             raise RunNotFoundError(run_id)
 
-    @translates_errors
+    @operation
     def update_status(
         self,
         run_id: str,
@@ -164,27 +183,21 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     ) -> None:
         """See `AbstractWorkflowRunRepository.update_status`."""
         new_status = valid_status(status)
-        changes = {**valid_updates(fields, new_status), "status": new_status.value}
-        now = timezone.now()
-        if new_status.is_terminal:
-            if changes.get("completed_at") is None:
-                changes["completed_at"] = now
-            if changes.get("duration_seconds") is None:
-                changes["duration_seconds"] = _SINCE_START
-        else:
-            changes |= {**dict.fromkeys(RESULT_TIMES), "heartbeat_at": now}
+        changes = status_change(new_status, fields)
+        if new_status.is_terminal and changes["duration_seconds"] is None:
+            changes["duration_seconds"] = _SINCE_START
         self._change(run_id, changes, None if expected is None else valid_expected(expected))
 
-    @translates_errors
+    @operation
     def heartbeat(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.heartbeat`."""
         self._change(run_id, {"heartbeat_at": timezone.now()})
 
-    @translates_errors
+    @operation
     def delete(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.delete`."""
-        with transaction.atomic(using=self.alias):
-            self._lock(run_id, to_delete=True)
+        with self._database.transaction():
+            self._database.lock_run(run_id, to_delete=True)
             self._delete_runs([plain_text(run_id)])
 
     @translates_errors
@@ -197,59 +210,67 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         batch_size: int = 1000,
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
-        values = _checked(
+        valid = valid_filters(
             {"workflow_name": workflow_name, "status": valid_terminal_statuses(statuses)}
         )
         valid_moment("before", before)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
-        if _matches_none(values):
+        if valid.match_none:
             return 0
-        finished = self._matching(values).filter(completed_at__lt=before)
-        batch = self._locked(finished.order_by("completed_at"), to_delete=True)[:size]
+        finished = with_values(self._database.runs, conditions_of(valid))
+        finished = finished.filter(completed_at__lt=before).order_by("completed_at")
         deleted = 0
-        while True:
-            with transaction.atomic(using=self.alias):
-                self._begin_writing()
-                run_ids = list(batch.values_list("pk", flat=True))
-                self._delete_runs(run_ids)
-            if not run_ids:
-                return deleted
-            deleted += len(run_ids)
+        while count := self._delete_batch(finished, size):
+            deleted += count
+        return deleted
 
-    @translates_errors
+    @tries_again
+    def _delete_batch(self, runs: QuerySet[WorkflowRun], size: int) -> int:
+        with self._database.transaction():
+            self._database.begin_writing()
+            batch = self._database.with_lock(runs)[:size]
+            run_ids = list(batch.values_list("pk", flat=True))
+            self._delete_runs(run_ids)
+        return len(run_ids)
+
+    @operation
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
         return list(self._stalled(idle).order_by("-started_at", "-id"))
 
-    @translates_errors
+    @operation
     def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
         """See `AbstractWorkflowRunRepository.fail_if_stalled`."""
-        with transaction.atomic(using=self.alias), suppress(RunNotFoundError):
-            self._lock(run_id)
+        failing = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
+        failing["duration_seconds"] = _SINCE_START
+        with self._database.transaction(), suppress(RunNotFoundError):
+            self._database.lock_run(run_id)
             if self._stalled(idle).filter(pk=plain_text(run_id)).exists():
-                self._fail_as_stalled(run_id, idle)
+                self._change(run_id, failing, frozenset({RunStatus.RUNNING}))
                 return True
         return False
 
-    @translates_errors
+    @operation
     def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
         """See `AbstractWorkflowRunRepository.put`."""
         fields = valid_fields(run_fields(run))
         if over is None:
             self._insert(fields)
             return
-        with transaction.atomic(using=self.alias):
-            self._lock(run.id)
+        with self._database.transaction():
+            self._database.lock_run(run.id)
             self._refuse_if_changed(run.id, over)
-            self._runs.filter(pk=fields.pop("id")).update(**fields)
+            self._database.runs.filter(pk=fields.pop("id")).update(**fields)
 
-    @translates_errors
+    @operation
     def delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
         """See `AbstractWorkflowRunRepository.delete_unchanged`."""
-        with transaction.atomic(using=self.alias):
-            self._lock(run.id, to_delete=True)
+        with self._database.transaction():
+            self._database.lock_run(run.id, to_delete=True)
             self._refuse_if_changed(run.id, run)
-            states = self._with_lock(self._states.filter(run_id=run.id).order_by("-step"))
+            states = self._database.with_lock(
+                self._database.states.filter(run_id=run.id).order_by("-step")
+            )
             newest = states.values_list("step", "node_id", "created_at").first()
             if newest != (last and (last["step"], last["node_id"], last["created_at"])):
                 raise RunChangedError(run.id)
@@ -257,74 +278,32 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
 
     def _refuse_if_changed(self, run_id: str, as_read: WorkflowRun) -> None:
         # A plain read can be of a snapshot from before the lock (REPEATABLE READ).
-        stored = self._with_lock(self._runs.filter(pk=run_id)).first()
+        stored = self._database.with_lock(self._database.runs.filter(pk=run_id)).first()
         if stored is None:
             raise RunNotFoundError(run_id)
         if not equal_runs(stored, as_read):
             raise RunChangedError(run_id)
 
-    def _with_lock(self, rows: QuerySet[_M]) -> QuerySet[_M]:
-        features = connections[self.alias].features
-        return rows.select_for_update() if features.has_select_for_update else rows
-
-    def in_transaction(self) -> bool:
-        """See `AbstractWorkflowRunRepository.in_transaction`."""
-        return connections[self.alias].in_atomic_block
-
-    def on_commit(self, callback: Callable[[], object]) -> None:
-        """See `AbstractWorkflowRunRepository.on_commit`."""
-        transaction.on_commit(callback, using=self.alias, robust=True)
-
     def _stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
         cutoff = timezone.now() - valid_idle(idle)
-        newest_state = self._states.filter(run_id=OuterRef("pk")).order_by("-step")
+        newest_state = self._database.states.filter(run_id=OuterRef("pk")).order_by("-step")
         return (
-            self._runs.filter(status=RunStatus.RUNNING, started_at__lt=cutoff)
+            self._database.runs.filter(status=RunStatus.RUNNING, started_at__lt=cutoff)
             .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
             .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
             .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
         )
 
-    def _matching(self, values: Mapping[str, Any]) -> QuerySet[WorkflowRun]:
-        """Give the runs that match what `_checked` gave, or parameters of those names."""
-        runs = self._runs.all()
-        if "workflow_name" in values:
-            runs = runs.filter(workflow_name=values["workflow_name"])
-        statuses = [value for name, value in values.items() if name.startswith("status_")]
-        if len(statuses) == 1:
-            # A plain comparison lets the database read its index in order.
-            runs = runs.filter(status=statuses[0])
-        elif statuses:
-            runs = runs.filter(status__in=statuses)
-        if "started_after" in values:
-            runs = runs.filter(started_at__gte=values["started_after"])
-        if "started_before" in values:
-            runs = runs.filter(started_at__lt=values["started_before"])
-        if "before_id" in values:
-            started_at = values["before_started_at"]
-            # The last condition alone lets the database begin within its index.
-            runs = runs.filter(
-                Q(started_at__lt=started_at) | Q(id__lt=values["before_id"]),
-                started_at__lte=started_at,
-            )
-        return runs
-
     def _position(self, before: str | WorkflowRun) -> tuple[datetime, str]:
         if isinstance(before, WorkflowRun):
             return before.started_at, before.id
-        if possible_id(before):
-            run_id = plain_text(before)
-            run = self._runs.filter(pk=run_id)
-            for started_at in run.values_list("started_at", flat=True):
-                return started_at, run_id
+        for started_at in self._database.run(before).values_list("started_at", flat=True):
+            return started_at, plain_text(before)
         raise RunNotFoundError(before)
 
     def _status(self, run_id: str) -> str | None:
-        """Give the status of a run, or None if there is no such run."""
-        if not possible_id(run_id):
-            return None
-        run = self._runs.filter(pk=plain_text(run_id))
-        return run.values_list("status", flat=True).first()
+        """Return the status of a run, or None if there is no such run."""
+        return self._database.run(run_id).values_list("status", flat=True).first()
 
     def _change(
         self,
@@ -333,7 +312,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         expected: frozenset[RunStatus] | None = None,
     ) -> None:
         """Change columns of a run, if it is in one of the expected statuses; or say why not."""
-        statuses = {f"status_{status}": status.value for status in sorted(expected or ())}
+        conditions: list[Condition] = [] if expected is None else [in_status(sorted(expected))]
         columns = {
             name: value
             if isinstance(value, Expression)
@@ -343,17 +322,22 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         computed = [name for name, value in changes.items() if isinstance(value, Expression)]
 
         def the_run() -> QuerySet[WorkflowRun]:
-            return self._matching({name: parameter(name) for name in statuses}).filter(pk=RUN_ID)
+            return with_parameters(self._database.runs, conditions).filter(pk=RUN_ID)
 
-        if possible_id(run_id) and (expected is None or expected):
-            with self._one_statement():
-                if self._run_queries.update(
-                    ("update", *sorted(changes), *computed, *statuses),
+        if is_possible_id(run_id):
+            with self._database.one_statement():
+                if self._database.run_queries.update(
+                    (
+                        "update",
+                        *sorted(changes),
+                        *computed,
+                        *(condition.key for condition in conditions),
+                    ),
                     the_run,
                     sorted(columns.items()),
                     run_id=run_id,
                     **changes,
-                    **statuses,
+                    **values_of(conditions),
                 ):
                     return
         status = self._status(run_id)
@@ -363,8 +347,8 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         raise StatusConflictError(run_id, status, tuple(sorted(expected)))
 
     def _delete_runs(self, run_ids: list[str]) -> None:
-        self._states.filter(run_id__in=run_ids).delete()
-        self._runs.filter(pk__in=run_ids).only("pk").delete()
+        self._database.states.filter(run_id__in=run_ids).delete()
+        self._database.runs.filter(pk__in=run_ids).only("pk").delete()
 
 
 class _Seconds(Func):
@@ -387,24 +371,3 @@ _SINCE_START = _Seconds(
         output_field=DurationField(),
     )
 )
-
-
-def _checked(filters: RunFilters) -> dict[str, Any]:
-    """Check filters and give their values by name, one name for each status."""
-    valid = valid_filters(filters)
-    if valid.match_none:
-        return {"none": None}
-    values = {
-        "workflow_name": valid.workflow_name,
-        "started_after": valid.started_after,
-        "started_before": valid.started_before,
-    }
-    statuses = {
-        f"status_{number}": status.value for number, status in enumerate(valid.statuses or ())
-    }
-    return {name: value for name, value in values.items() if value is not None} | statuses
-
-
-def _matches_none(values: dict[str, Any]) -> bool:
-    """Whether a filter is one that no run can match: an impossible name, or no status."""
-    return None in values.values()

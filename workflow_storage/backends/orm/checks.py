@@ -1,0 +1,44 @@
+"""What ``manage.py check`` says about a Django database; it is not opened for that."""
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Warning
+
+from workflow_storage.backends.orm.dialects import begins_immediately
+from workflow_storage.backends.orm.registration import SQLITE, SQLITE_OPTIONS
+
+
+def check_database(name: str, database: dict[str, Any]) -> list[CheckMessage]:
+    """Check the settings of a database.
+
+    Args:
+        name: its alias, or its URL without the password.
+        database: its settings.
+    """
+    if database.get("ENGINE") != SQLITE:
+        return []
+    if is_in_memory(str(database.get("NAME", ""))):
+        return [
+            Warning(
+                f"Workflow runs are stored in an in-memory SQLite database ({name}).",
+                hint="They are lost when the process ends. Use a file or a server.",
+                id="workflow_storage.W003",
+            )
+        ]
+    options = database.get("OPTIONS", {})
+    if begins_immediately(options) and "wal" in str(options.get("init_command", "")).lower():
+        return []
+    return [
+        Warning(
+            f"The SQLite database {name!r} has no WAL journal or no IMMEDIATE transactions, "
+            "so concurrent writers fail with 'database is locked'.",
+            hint=f"Add to DATABASES[{name!r}]: 'OPTIONS': {SQLITE_OPTIONS}",
+            id="workflow_storage.W002",
+        )
+    ]
+
+
+def is_in_memory(name: str) -> bool:
+    """Whether the name of a SQLite database means memory rather than a file."""
+    # Django's test runner names its own databases so, and means it.
+    return name == ":memory:" or ("mode=memory" in name and not name.startswith("file:memorydb_"))

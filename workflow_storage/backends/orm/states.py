@@ -1,0 +1,171 @@
+"""The checkpoints in a Django database, whole or as a delta."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from django.db import DEFAULT_DB_ALIAS
+
+from workflow_storage.backends.orm.errors import operation
+from workflow_storage.backends.orm.repository import DjangoRepository
+from workflow_storage.backends.orm.state_rows import (
+    CHECKPOINT,
+    STATE,
+    StateRows,
+    StoredState,
+    by_step,
+)
+from workflow_storage.backends.orm.writer import DjangoStateWriter
+from workflow_storage.base import AbstractExecutionStateRepository, Checkpoint
+from workflow_storage.deltas import (
+    History,
+    base_step,
+    rebuilt_state,
+    rebuilt_text,
+    whole_state,
+)
+from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.validation import MAX_COUNT, valid_count, valid_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from django.db.models import QuerySet
+
+    from workflow_storage.models import ExecutionState
+
+logger = logging.getLogger(__name__)
+
+StateAndRow = tuple[dict[str, Any], int, "Sequence[Any]"]
+"""A state, its step, and the columns of `CHECKPOINT` that come after those of `STATE`."""
+
+
+class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRepository):
+    """The checkpoints in a Django database.
+
+    Args:
+        alias: the database's name in DATABASES.
+    """
+
+    def __init__(self, alias: str = DEFAULT_DB_ALIAS) -> None:
+        super().__init__(alias)
+        self._rows = StateRows(alias)
+
+    def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+        """See `AbstractExecutionStateRepository.save_state`."""
+        writer = DjangoStateWriter(self, self._rows, run_id, once=True)
+        return writer.save_state(state_data, node_id)
+
+    def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append`."""
+        return self.writer(run_id).append(checkpoints)
+
+    def writer(self, run_id: str) -> DjangoStateWriter:
+        """See `AbstractExecutionStateRepository.writer`."""
+        return DjangoStateWriter(self, self._rows, run_id)
+
+    @operation
+    def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
+        """See `AbstractExecutionStateRepository.get_latest_state`."""
+        rows = self._rows.newest(run_id, STATE)
+        if rows and rows[0][1] is not None:  # the common case, without what a delta needs
+            return whole_state(run_id, *rows[0])
+        found = self._state_in(run_id, rows, lambda: self._rows.newest(run_id, STATE))
+        return None if found is None else found[0]
+
+    @operation
+    def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
+        """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
+        rows = self._rows.newest(run_id, CHECKPOINT)
+        return _checkpoint(
+            self._state_in(run_id, rows, lambda: self._rows.newest(run_id, CHECKPOINT))
+        )
+
+    @operation
+    def get_state(self, run_id: str, step: int) -> Checkpoint | None:
+        """See `AbstractExecutionStateRepository.get_state`."""
+        states = self._rows.states_of(run_id).filter(step=valid_step(step)).values_list(*CHECKPOINT)
+        return _checkpoint(self._state_in(run_id, list(states), lambda: list(states.all())))
+
+    def _state_in(
+        self, run_id: str, rows: Sequence[Any], again: Callable[[], Sequence[Any]]
+    ) -> StateAndRow | None:
+        """Return the state in the one row that a query finds, a row that begins with `STATE`."""
+        while rows:
+            step, text, *rest = rows[0]
+            if text is not None:
+                return whole_state(run_id, step, text), step, rest
+            chain = self._rows.chain(run_id, step)
+            # The chain is read in one statement; what it holds belongs together. If the state
+            # has been deleted since the first one, the query finds another, or none.
+            if chain and chain[0].step == step:
+                rest = [chain[0].node_id, chain[0].created_at]
+                return rebuilt_state(run_id, step, by_step(chain)), step, rest
+            rows = again()
+        return None
+
+    def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
+        """See `AbstractExecutionStateRepository.iter_state_history`."""
+        history = History(run_id)
+        last_step = min(max(valid_step(after), -1), MAX_COUNT)  # what the column holds
+        while page := self._history_page(run_id, last_step):
+            for row in page:
+                text = self._rebuilt(history, row)
+                if text is not None:
+                    yield Checkpoint(
+                        step=row.step,
+                        node_id=row.node_id,
+                        state_data=history.state(row.step, text, rebuilt=row.is_delta),
+                        created_at=row.created_at,
+                    )
+            last_step = page[-1].step
+
+    @operation
+    def _history_page(self, run_id: str, after: int) -> list[StoredState]:
+        return self._rows.page(run_id, after)
+
+    @operation
+    def _rebuilt(self, history: History, row: StoredState) -> bytes | None:
+        """Return the JSON text of a state; None if it has been deleted since it was read."""
+        text = history.text(row.step, row.stored)
+        if text is None:
+            chain = self._rows.chain(history.run_id, row.step)
+            if any(link.id == row.id for link in chain):
+                text = rebuilt_text(history.run_id, row.step, by_step(chain))
+        return text
+
+    @operation
+    def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
+        """See `AbstractExecutionStateRepository.delete_states`."""
+        valid_count("keep_last", keep_last)
+        with self._rows.transaction():
+            self._rows.lock_run(run_id)
+            states = self._rows.states_of(run_id)
+            newest = states.order_by("-step").values_list("step", flat=True).first()
+            if newest is None:
+                return 0
+            first = newest + 1 - keep_last
+            if keep_last:
+                self._make_whole(states, first, newest)
+            return states.filter(step__lt=first).delete()[0]
+
+    def _make_whole(self, states: QuerySet[ExecutionState], first: int, newest: int) -> None:
+        """Store those states whole whose bases come before the first that is kept."""
+        for step in range(first, newest + 1):
+            # Few of them: the lowest bit that is set grows from one to the next.
+            if base_step(step) < first:
+                for state in states.filter(step=step, state_delta__isnull=False):
+                    try:
+                        state.stored = state.rebuilt_text()
+                    except DamagedStateError:
+                        logger.exception("A damaged state is left as it is")
+                        continue
+                    state.save(using=self.alias, update_fields=["state_json", "state_delta"])
+
+
+def _checkpoint(found: StateAndRow | None) -> Checkpoint | None:
+    if found is None:
+        return None
+    state, step, (node_id, created_at) = found
+    return Checkpoint(step=step, node_id=node_id, state_data=state, created_at=created_at)

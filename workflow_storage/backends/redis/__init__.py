@@ -1,0 +1,71 @@
+"""Runs and states in Redis, Valkey, or a cluster of them: the door of the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workflow_storage.backends.redis.checks import check_durability
+from workflow_storage.backends.redis.connection import RedisStore
+from workflow_storage.backends.redis.runs import RedisWorkflowRunRepository
+from workflow_storage.backends.redis.states import RedisExecutionStateRepository
+from workflow_storage.base import StorageBackend
+
+if TYPE_CHECKING:
+    from django.core.checks import CheckMessage
+
+    from workflow_storage.config import StorageConfig
+
+__all__ = [
+    "RedisBackend",
+    "RedisExecutionStateRepository",
+    "RedisWorkflowRunRepository",
+    "check_store",
+    "database_settings",
+    "open_redis",
+    "open_store",
+]
+
+
+class RedisBackend(StorageBackend):
+    """A Redis server or cluster.
+
+    Attributes:
+        store: the connection to it.
+    """
+
+    def __init__(
+        self, runs: RedisWorkflowRunRepository, states: RedisExecutionStateRepository
+    ) -> None:
+        super().__init__(runs, states, name=runs.store.name)
+        self.store = runs.store
+
+    def check(self) -> list[CheckMessage]:
+        return check_durability(self.store)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def open_store(config: StorageConfig) -> RedisBackend:
+    """Return the store of a configuration whose `backend` is a URL; see `open_redis`."""
+    return open_redis(config.backend)
+
+
+def open_redis(url: str) -> RedisBackend:
+    """Return the store of a Redis URL; it is connected to on first use.
+
+    Raises:
+        UnsupportedBackendError: if the URL cannot be used.
+    """
+    store = RedisStore(url)
+    return RedisBackend(RedisWorkflowRunRepository(store), RedisExecutionStateRepository(store))
+
+
+def check_store(config: StorageConfig) -> list[CheckMessage]:
+    """Check how the servers keep what they are given."""
+    return open_store(config).check()
+
+
+def database_settings(config: StorageConfig) -> dict[str, Any] | None:
+    """Return None: no Django database."""
+    return None

@@ -1,0 +1,324 @@
+"""A state as its difference to an earlier one, and the chain that a writer remembers.
+
+Pure: no ORM, no Redis; every store stores what comes out of here, and uses `Chain` to write and
+`History` to read.
+
+A state is stored whole, as its JSON text, or as a delta: a zstd frame (RFC 8878) that was
+compressed with the text of an earlier state, its base, as prefix. The base of step i is
+step ``i & (i - 1)``, which clears the lowest bit that is set: the skip-deltas of
+Subversion's FSFS (subversion/libsvn_fs_fs/structure). So any state is rebuilt from at most
+``log2(i) + 1`` stored ones, and a state that grows at each step is near its own size in
+total, rather than near the square of the number of steps.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.serialization import load_json, load_rebuilt
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_R = TypeVar("_R")
+_Mark = TypeVar("_Mark")
+
+logger = logging.getLogger(__name__)
+
+SMALL_STATE = 4096
+"""Bytes up to which a state is stored whole: readable in SQL, and read at once."""
+
+_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1; no JSON text begins with it
+_CHECKSUM_FLAG = 1 << 2
+# Most states add little to their base; then the time is that of indexing the base, and the
+# lowest level that still finds it is best. Where much is new, size is worth more time.
+_LEVEL, _LEVEL_FOR_MUCH = 1, 7
+_MUCH = 16  # a part of the state
+_MIN_HASH_LOG = 14
+_INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
+_MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
+
+
+def base_step(step: int) -> int:
+    """Return the step whose state is the base of this one: 0 for a power of two, and so on."""
+    return step & (step - 1)
+
+
+def chain_steps(step: int) -> list[int]:
+    """Return the steps whose stored states rebuild a state.
+
+    Returns:
+        The step, its base, the base's base, down to 0: at most ``log2(step) + 2`` steps.
+    """
+    steps = [step]
+    while step:
+        step = base_step(step)
+        steps.append(step)
+    return steps
+
+
+def is_delta(stored: bytes) -> bool:
+    """Whether a stored state is a delta, rather than JSON text."""
+    return stored.startswith(_MAGIC)
+
+
+def encode_state(state: bytes, base: bytes | None) -> bytes:
+    """Encode the JSON text of a state for storing, against the JSON text of its base.
+
+    Args:
+        state: JSON text.
+        base: the JSON text of the base, or None if there is none.
+
+    Returns:
+        A delta, or the state itself where it is small or a delta would not pay.
+    """
+    if base is None or len(state) <= SMALL_STATE:
+        return state
+    parameter = zstd.CompressionParameter
+    size = len(base) + len(state)
+    much_is_new = (len(state) - len(base)) * _MUCH > len(state)
+    options: dict[int, int] = {
+        parameter.compression_level: _LEVEL_FOR_MUCH if much_is_new else _LEVEL,
+        parameter.checksum_flag: 1,
+        parameter.window_log: max(10, min(_MAX_WINDOW_LOG, size.bit_length())),
+    }
+    if not much_is_new or len(base) >= _INDEXED_BY_HIGH_LEVEL:
+        # zstd indexes only the last 8 << hash_log bytes of a prefix (ZSTD_loadDictionaryContent
+        # in lib/compress/zstd_compress.c), and would find nothing in what comes before.
+        options[parameter.hash_log] = max(_MIN_HASH_LOG, (len(base) // 8).bit_length())
+    delta = zstd.compress(state, options=options, zstd_dict=_prefix(base))
+    return delta if len(delta) * 4 < len(state) * 3 else state
+
+
+def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
+    """Rebuild the JSON text of a state.
+
+    Args:
+        stored: what is stored for the steps of `chain_steps`, by step; steps below one
+            that is stored whole may be missing.
+        step: which state.
+
+    Returns:
+        JSON text.
+
+    Raises:
+        ValueError: if a step that is needed is missing, or was damaged.
+    """
+    chain = []
+    for link in chain_steps(step):
+        if link not in stored:
+            raise ValueError(f"the state of step {link}, which it is based on, is missing")
+        chain.append(link)
+        if not is_delta(stored[link]):
+            break
+    else:
+        raise ValueError("the state of step 0 is a delta, which has nothing to be based on")
+    state = stored[chain.pop()]
+    for link in reversed(chain[1:]):
+        # The checksum of the last link covers what these give.
+        state = apply_delta(_without_checksum(stored[link]), state)
+    return apply_delta(stored[step], state) if chain else state
+
+
+def apply_delta(delta: bytes, base: bytes) -> bytes:
+    """Rebuild the JSON text of a state from a delta and the JSON text of its base.
+
+    Raises:
+        ValueError: if either is not what it was; zstd's checksum of the state tells.
+    """
+    decompressor = zstd.ZstdDecompressor(zstd_dict=_prefix(base))
+    try:
+        state = decompressor.decompress(delta)
+    except zstd.ZstdError as exc:
+        raise ValueError(f"its delta is damaged, or its base is: {exc}") from exc
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("its delta is damaged: it does not end where it should")
+    return state
+
+
+def _without_checksum(delta: bytes) -> bytes:
+    """Return a zstd frame without its checksum, which takes a third of the time to verify.
+
+    RFC 8878, section 3.1.1: a flag in the frame header descriptor, the byte after the magic
+    number, says whether the last four bytes are one.
+    """
+    descriptor = delta[4:5]
+    if not descriptor or not descriptor[0] & _CHECKSUM_FLAG:
+        return delta
+    return b"".join((_MAGIC, bytes([descriptor[0] & ~_CHECKSUM_FLAG]), delta[5:-4]))
+
+
+def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
+    """Return a state that is stored whole.
+
+    Raises:
+        DamagedStateError: if the text is not that of a state.
+    """
+    return _loaded(run_id, step, text, load_json)
+
+
+def loaded_state(run_id: str, step: int, text: bytes) -> dict[str, Any]:
+    """Return a state from the JSON text that a delta was rebuilt to; see `whole_state`."""
+    return _loaded(run_id, step, text, load_rebuilt)
+
+
+def rebuilt_state(run_id: str, step: int, stored: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return a state from what is stored for `chain_steps`, by step.
+
+    Raises:
+        DamagedStateError: if what is stored cannot be rebuilt.
+    """
+    if step in stored and not is_delta(stored[step]):
+        return whole_state(run_id, step, stored[step])
+    return loaded_state(run_id, step, rebuilt_text(run_id, step, stored))
+
+
+def rebuilt_text(run_id: str, step: int, stored: Mapping[int, bytes]) -> bytes:
+    """Return the JSON text of a state; see `rebuilt_state`."""
+    try:
+        return decode_state(stored, step)
+    except ValueError as exc:
+        raise DamagedStateError(run_id, step, str(exc)) from exc
+
+
+def _loaded(run_id: str, step: int, text: Any, load: Callable[[Any], Any]) -> dict[str, Any]:
+    try:
+        data = load(text)
+    except ValueError as exc:
+        raise DamagedStateError(run_id, step, str(exc)) from exc
+    if not isinstance(data, dict):
+        raise DamagedStateError(run_id, step, "it is no JSON object")
+    return data
+
+
+def remember(values: dict[int, _R], step: int, value: _R) -> None:
+    """Keep a value for a step, and of the earlier ones those that later steps are based on."""
+    values[step] = value
+    for unneeded in values.keys() - set(chain_steps(step)):
+        del values[unneeded]
+
+
+class Link(NamedTuple, Generic[_Mark]):
+    """A stored state of the chain that another one is rebuilt from."""
+
+    step: int
+    stored: bytes
+    mark: _Mark
+    """What tells what is stored from anything else that has the step, before or later."""
+
+
+class Chain(Generic[_Mark]):
+    """What a writer remembers of one run: the states that its next one is based on.
+
+    Others can write to the run and delete from it, so a store compares marks before it stores a
+    delta.
+
+    Attributes:
+        run_id: which run.
+        next_step: the step of the next state, if nobody else writes; None if it is not known.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.next_step: int | None = None
+        self._texts: dict[int, bytes] = {}
+        self._marks: dict[int, _Mark] = {}
+
+    def mark(self, step: int) -> _Mark | None:
+        """Return the mark of a state that is remembered, or None."""
+        return self._marks.get(step)
+
+    def lacks_base(self, step: int) -> bool:
+        """Whether the base of a step is to be loaded before a state is stored there."""
+        return step > 0 and (step != self.next_step or base_step(step) not in self._texts)
+
+    def encode(self, text: bytes, step: int) -> tuple[bytes, int | None]:
+        """Encode the JSON text of a state for storing it at a step.
+
+        Returns:
+            What to store, and the step that it is based on; None if it is stored whole.
+        """
+        base = base_step(step)
+        stored = encode_state(text, self._texts.get(base) if step else None)
+        return stored, base if is_delta(stored) else None
+
+    def remember(self, step: int, text: bytes, mark: _Mark) -> None:
+        """Keep a state that was just stored, as far as later ones are based on it."""
+        remember(self._texts, step, text)
+        remember(self._marks, step, mark)
+        self.next_step = step + 1
+
+    def forget(self) -> None:
+        """Know nothing any more: the next state is encoded after `load`."""
+        self.next_step = None
+        self._texts.clear()
+        self._marks.clear()
+
+    def load(self, next_step: int, links: Iterable[Link[_Mark]]) -> None:
+        """Remember what is stored of the base of the next step, and all that it is based on.
+
+        Args:
+            next_step: the step of the next state.
+            links: the base and its chain, read together, the oldest first. One that cannot be
+                rebuilt is left out: the next state is then stored whole, and the run goes on.
+        """
+        self.forget()
+        self.next_step = next_step
+        for step, stored, mark in links:
+            text = self._rebuilt(step, stored)
+            if text is not None:
+                self._texts[step] = text
+                self._marks[step] = mark
+
+    def _rebuilt(self, step: int, stored: bytes) -> bytes | None:
+        if not is_delta(stored):
+            return stored
+        try:
+            base = self._texts.get(base_step(step))
+            if base is None:
+                raise ValueError(f"the state of step {base_step(step)} is missing or damaged")
+            return apply_delta(stored, base)
+        except ValueError as exc:
+            error = DamagedStateError(self.run_id, step, str(exc))
+            logger.exception("A state cannot serve as a base", exc_info=error)
+            return None
+
+
+class History:
+    """The states of a run while they are read in order, each rebuilt from those before it."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._texts: dict[int, bytes] = {}
+
+    def text(self, step: int, stored: bytes) -> bytes | None:
+        """Return the JSON text of a stored state; None if its whole chain has to be read."""
+        if not is_delta(stored):
+            return stored
+        base = self._texts.get(base_step(step))
+        if base is None:
+            return None
+        # If the run was deleted and begun anew meanwhile, it has another base by now.
+        with suppress(ValueError):
+            return apply_delta(stored, base)
+        return None
+
+    def state(self, step: int, text: bytes, *, rebuilt: bool) -> dict[str, Any]:
+        """Return a state from its JSON text, and remember it for those that come.
+
+        Raises:
+            DamagedStateError: if the text is not that of a state.
+        """
+        remember(self._texts, step, text)
+        load = loaded_state if rebuilt else whole_state
+        return load(self.run_id, step, text)
+
+
+def _prefix(base: bytes) -> "tuple[zstd.ZstdDict, int] | None":
+    # zstd takes no shorter dictionary; one that short would not help, either.
+    return zstd.ZstdDict(base, is_raw=True).as_prefix if len(base) >= 8 else None
