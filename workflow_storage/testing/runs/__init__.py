@@ -1,0 +1,39 @@
+"""What the repository of runs promises, one class a promise.
+
+`RunsContract` is all of it, for `StorageContract`; each part can be run alone, with the same
+fixture ``backend``, while a repository is being written.
+"""
+
+from workflow_storage.testing.runs.adding import AddingContract
+from workflow_storage.testing.runs.changing import ChangingContract
+from workflow_storage.testing.runs.copying import CopyingContract
+from workflow_storage.testing.runs.deleting import DeletingContract
+from workflow_storage.testing.runs.exactness import ExactnessContract
+from workflow_storage.testing.runs.identity import IdentityContract
+from workflow_storage.testing.runs.listing import ListingContract
+from workflow_storage.testing.runs.stalled import StalledContract
+
+__all__ = [
+    "AddingContract",
+    "ChangingContract",
+    "CopyingContract",
+    "DeletingContract",
+    "ExactnessContract",
+    "IdentityContract",
+    "ListingContract",
+    "RunsContract",
+    "StalledContract",
+]
+
+
+class RunsContract(
+    AddingContract,
+    IdentityContract,
+    ExactnessContract,
+    ListingContract,
+    ChangingContract,
+    DeletingContract,
+    StalledContract,
+    CopyingContract,
+):
+    """What `AbstractWorkflowRunRepository` promises."""
