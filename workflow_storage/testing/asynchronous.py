@@ -15,12 +15,16 @@ from django.db import connections
 from django.utils import timezone
 
 from workflow_storage import (
+    AbstractExecutionStateRepository,
+    AbstractWorkflowRunRepository,
     Checkpoint,
     RunAlreadyExistsError,
     RunNotFoundError,
+    StateWriter,
     StorageBackend,
 )
 from workflow_storage.testing.sample_runs import ids, new_run, stored_run
+from workflow_storage.testing.twins import flaws_of_twins
 
 
 class AsyncContract:
@@ -101,3 +105,15 @@ class AsyncContract:
 
         expected = [(number, {"run": number, "step": 2}) for number in range(20)]
         assert asyncio.run(use()) == expected
+
+    def test_every_method_has_an_async_twin_with_its_signature(
+        self, backend: StorageBackend
+    ) -> None:
+        writer = backend.states.writer(stored_run(backend).id)
+        flaws = [
+            *flaws_of_twins("runs", backend.runs, AbstractWorkflowRunRepository),
+            *flaws_of_twins("states", backend.states, AbstractExecutionStateRepository),
+            *flaws_of_twins("states.writer(run_id)", writer, StateWriter),
+        ]
+
+        assert not flaws, "\n".join(flaws)
