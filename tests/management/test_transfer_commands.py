@@ -15,7 +15,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from tests.conftest import emptied
-from workflow_storage.management.transfer import moment
+from workflow_storage.management.arguments import moment
 from workflow_storage.testing import stored_run
 
 ROOT = Path(__file__).parents[2]

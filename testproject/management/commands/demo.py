@@ -16,7 +16,7 @@ from rich.text import Text
 from testproject import workflows
 from workflow_storage import StorageBackend, create_storage_backend
 from workflow_storage.management.base import StorageCommand
-from workflow_storage.management.commands.list_runs import runs_table
+from workflow_storage.management.tables import runs_table, write_tables
 
 USER = "demo"
 
@@ -53,7 +53,7 @@ class Command(StorageCommand):
             f"   went on after step {first - 1} and completed at step {history[-1]['step']}\n"
         )
         runs = backend.runs.list_runs(workflow_name=workflows.WORKFLOW_NAME, limit=10)
-        self.print_table(Text(), runs_table(runs), Text(), no_color=options["no_color"])
+        write_tables(self.stdout, Text(), runs_table(runs), Text(), no_color=options["no_color"])
         self._show_where(failed_id)
 
     def _document(self, path: Path) -> Path:
@@ -117,6 +117,6 @@ class Command(StorageCommand):
 
 
 def _python() -> str:
-    """Give how to call this Python from this folder."""
+    """Return how to call this Python from this folder."""
     python = Path(sys.executable)
     return str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.factory import create_storage_backend
-from workflow_storage.management.base import STORE, command_errors, existing_backend
-from workflow_storage.management.transfer import TransferCommand, add_filters, filters_of
+from workflow_storage.management.arguments import STORE, add_filters, filters_of
+from workflow_storage.management.base import command_errors, existing_backend
+from workflow_storage.management.progress import TransferCommand
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

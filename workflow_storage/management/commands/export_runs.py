@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.base import add_backend, command_errors, existing_backend
-from workflow_storage.management.transfer import TransferCommand, add_filters, filters_of
+from workflow_storage.management.arguments import add_backend, add_filters, filters_of
+from workflow_storage.management.base import command_errors, existing_backend
+from workflow_storage.management.progress import TransferCommand
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

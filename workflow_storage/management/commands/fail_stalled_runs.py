@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from argparse import ArgumentTypeError
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.base import StorageCommand, as_json, run_as_dict
-from workflow_storage.management.commands.list_runs import runs_table
+from workflow_storage.management.arguments import duration
+from workflow_storage.management.base import StorageCommand
+from workflow_storage.management.tables import as_json, run_as_dict, runs_table, write_tables
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
     from workflow_storage.base import StorageBackend
-
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Command(StorageCommand):
@@ -51,21 +47,6 @@ class Command(StorageCommand):
             self.stdout.write(as_json([run_as_dict(run) for run in runs]))
             return
         if runs:
-            self.print_table(runs_table(runs), no_color=options["no_color"])
+            write_tables(self.stdout, runs_table(runs), no_color=options["no_color"])
         done = "would be set to failed" if options["dry_run"] else "set to failed"
         self.stdout.write(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} {done}.")
-
-
-def duration(text: str) -> timedelta:
-    """Read a time such as ``15m``.
-
-    Raises:
-        ArgumentTypeError: if it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if match is None:
-        raise ArgumentTypeError(f"{text!r} is no time. Write a number with s, m, h or d: 15m.")
-    try:
-        return timedelta(**{UNITS[match[2]]: float(match[1])})
-    except OverflowError as exc:
-        raise ArgumentTypeError(f"{text!r} is too long.") from exc

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.factory import create_storage_backend
-from workflow_storage.management.base import add_backend, command_errors
-from workflow_storage.management.transfer import TransferCommand
+from workflow_storage.management.arguments import add_backend
+from workflow_storage.management.base import command_errors
+from workflow_storage.management.progress import TransferCommand
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser

@@ -1,30 +1,22 @@
-"""What the commands that transfer runs share: which runs, progress, and a summary."""
+"""How the commands that transfer runs say how far they are, and what became of the runs."""
 
 from __future__ import annotations
 
 import time
-from argparse import ArgumentTypeError
 from collections import Counter
-from datetime import datetime
-from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.utils.dateparse import parse_date, parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from workflow_storage.management.base import add_run_filters, printable
+from workflow_storage.management.tables import printable
 from workflow_storage.transfer import DamagedLine, Transferred
-from workflow_storage.validation import in_project_time
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
     from collections.abc import Iterable, Iterator
 
     from django.core.management.base import OutputWrapper
-
-    from workflow_storage.base import RunFilters
 
 LINE_EVERY = 10.0
 """Seconds between lines of progress where there is no terminal."""
@@ -136,41 +128,3 @@ class TransferCommand(BaseCommand):
 
 def _runs(count: int) -> str:
     return f"{count:,} {'run' if count == 1 else 'runs'}"
-
-
-def add_filters(parser: ArgumentParser) -> None:
-    """Add what selects runs."""
-    add_run_filters(parser)
-    parser.add_argument(
-        "--started-before",
-        type=moment,
-        metavar="TIME",
-        help="Only runs started earlier: 2026-01-31, or 2026-01-31T12:00, in the project's time "
-        "zone unless it has one.",
-    )
-
-
-def filters_of(options: dict[str, Any]) -> RunFilters:
-    """Give the filters that the arguments mean."""
-    return {
-        "workflow_name": options["workflow"],
-        "status": options["status"],
-        "started_before": options["started_before"],
-    }
-
-
-def moment(text: str) -> datetime:
-    """Read a date or a time.
-
-    Raises:
-        ArgumentTypeError: if it is none.
-    """
-    try:
-        date = parse_date(text)
-        value = parse_datetime(text) if date is None else datetime.combine(date, time_of_day.min)
-        value = None if value is None else in_project_time(value)
-    except (ValueError, OverflowError):
-        value = None
-    if value is None:
-        raise ArgumentTypeError(f"{text!r} is no time. Write 2026-01-31 or 2026-01-31T12:00.")
-    return value
