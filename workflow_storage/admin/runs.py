@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.template.loader import render_to_string
-from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.admin.base import (
-    ReadOnlyAdmin,
+from workflow_storage.admin.base import ReadOnlyAdmin
+from workflow_storage.admin.rendering import (
+    cost_text,
+    duration_text,
     json_block,
+    status_badge,
     text_block,
+    tokens_text,
 )
 from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.validation import MAX_WORKFLOW_NAME
@@ -77,39 +80,29 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
     )
 
     def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Give the run with that id, or the runs of the workflow with that name."""
+        """Return the run with that id, or the runs of the workflow with that name."""
         by_id = queryset.filter(pk=term)
         return by_id if by_id.exists() else queryset.filter(workflow_name=term)
 
     @admin.display(description=_("status"))
     def status_badge(self, run: WorkflowRun) -> SafeString:
         """Show the status in its colour."""
-        return format_html(
-            '<span class="workflow-storage-status workflow-storage-{}">{}</span>',
-            run.status,
-            run.get_status_display(),
-        )
+        return status_badge(run)
 
     @admin.display(description=_("duration"))
     def duration(self, run: WorkflowRun) -> str:
         """Show how long the run took."""
-        if run.duration_seconds is None:
-            return "-"
-        if run.duration_seconds < 60:
-            return f"{run.duration_seconds:.3g} s"
-        minutes, seconds = divmod(round(run.duration_seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02} min"
+        return duration_text(run.duration_seconds)
 
     @admin.display(description=_("tokens"))
     def tokens(self, run: WorkflowRun) -> str:
-        """Show the tokens with separators."""
-        return "-" if run.total_tokens is None else f"{run.total_tokens:,}"
+        """Show the tokens of all its nodes together."""
+        return tokens_text(run.total_tokens)
 
     @admin.display(description=_("cost"))
     def cost(self, run: WorkflowRun) -> str:
-        """Show the cost in US dollars; small ones are the rule."""
-        return "-" if run.total_cost_usd is None else f"${run.total_cost_usd:,.4f}"
+        """Show the cost in US dollars."""
+        return cost_text(run.total_cost_usd)
 
     @admin.display(description=_("error"))
     def error(self, run: WorkflowRun) -> SafeString | str:

@@ -10,7 +10,8 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from workflow_storage.admin.base import ReadOnlyAdmin, json_block
+from workflow_storage.admin.base import ReadOnlyAdmin
+from workflow_storage.admin.rendering import json_block
 from workflow_storage.models import ExecutionState
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     readonly_fields = ("run_link", "state")
 
     def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Give the states of the run with that id, newest step first."""
+        """Return the states of the run with that id, newest step first."""
         return queryset.filter(run_id=term)
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
