@@ -15,7 +15,7 @@ class RunStatus(TextChoices):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a run in this status has ended."""
+        """Return whether a run in this status has ended."""
         return self in TERMINAL_STATUSES
 
 
