@@ -1,0 +1,68 @@
+"""The lists: pages that follow one another, in a fixed number of queries."""
+
+import pytest
+from django.urls import reverse
+
+from tests.admin.conftest import RUNS, add_runs
+from workflow_storage import create_storage_backend
+from workflow_storage.testing import stored_run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize("count", [1, 350])
+def test_the_list_takes_a_fixed_number_of_queries_and_counts_nothing(
+    admin_client, django_assert_num_queries, count
+):
+    add_runs(count)
+    admin_client.get(reverse(RUNS))
+
+    with django_assert_num_queries(3) as captured:  # session, user, the page
+        response = admin_client.get(reverse(RUNS))
+
+    assert len(response.context["cl"].result_list) == min(count, 100)
+    sql = " ".join(query["sql"] for query in captured.captured_queries)
+    assert "COUNT(" not in sql
+    assert "inputs" not in sql
+
+
+def test_pages_follow_one_another_to_the_last_run(admin_client):
+    runs = add_runs(250)
+    seen, query = [], ""
+    while query is not None:
+        response = admin_client.get(reverse(RUNS) + query)
+        changelist = response.context["cl"]
+        seen.append([run.id for run in changelist.result_list])
+        query = changelist.next_page
+
+    assert [len(page) for page in seen] == [100, 100, 50]
+    assert [run_id for page in seen for run_id in page] == [run.id for run in runs]
+    assert b"First page" in response.content
+    assert b"Older" not in response.content
+
+
+def test_a_page_keeps_its_filters(admin_client):
+    add_runs(150, status="failed")
+    stored_run(create_storage_backend("default"), status="running")
+
+    response = admin_client.get(reverse(RUNS), {"status__exact": "failed"})
+    response = admin_client.get(reverse(RUNS) + response.context["cl"].next_page)
+
+    assert len(response.context["cl"].result_list) == 50
+    assert {run.status for run in response.context["cl"].result_list} == {"failed"}
+
+
+def test_filters_and_searches_begin_at_the_first_page(admin_client):
+    add_runs(150, status="failed")
+    first = admin_client.get(reverse(RUNS))
+
+    later = admin_client.get(reverse(RUNS) + first.context["cl"].next_page).content.decode()
+
+    assert "status__exact=failed" in later
+    assert later.count("before=") == 0
+
+
+def test_a_page_after_an_unknown_run_goes_to_the_error_page(admin_client):
+    response = admin_client.get(reverse(RUNS), {"before": "gone"})
+    assert response.status_code == 302
+    assert "e=1" in response.url
