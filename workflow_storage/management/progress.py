@@ -31,6 +31,13 @@ class TransferCommand(BaseCommand):
     # The stores need not be databases of this project.
     requires_system_checks: Any = ()
 
+    when_interrupted = "Run the same command again to go on."
+    """What to do when it was interrupted."""
+
+    _progress: Progress | None = None
+    _quiet = False
+    _summary: OutputWrapper | None = None
+
     def report(
         self,
         results: Iterable[Transferred | DamagedLine],
@@ -77,13 +84,6 @@ class TransferCommand(BaseCommand):
         )
         if failures:
             raise CommandError(f"{failures:,} of them did not go well; see above.")
-
-    when_interrupted = "Run the same command again to go on."
-    """What to do when it was interrupted."""
-
-    _progress: Progress | None = None
-    _quiet = False
-    _summary: OutputWrapper | None = None
 
     def keep_from_stdout(self) -> None:
         """Say everything on standard error, for standard output gets the runs."""
