@@ -1,11 +1,11 @@
-"""What both admins do: they change nothing, and show the project's own store."""
+"""What both admins do: they change nothing, show the project's own store, work on any site."""
 
 import pytest
 from django.contrib.admin.utils import quote
 from django.urls import reverse
 
 from tests.admin.conftest import RUNS, page_of
-from workflow_storage import WorkflowRun, create_storage_backend
+from workflow_storage import ExecutionState, WorkflowRun, create_storage_backend
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -46,3 +46,41 @@ def test_the_admin_shows_the_backend_of_the_setting(
         assert "in-default" not in text
         assert ">node<" in admin_client.get(page_of(run)).content.decode()
         forget(configured.runs.alias)
+
+
+class TestAnotherSite:
+    @pytest.fixture(autouse=True)
+    def _urls(self, settings):
+        settings.ROOT_URLCONF = "tests.admin.operations"
+
+    def test_runs_and_states_link_to_each_other_within_it(self, admin_client, backend):
+        run = stored_run(backend, inputs={"file": "a.pdf"})
+        backend.states.save_state(run.id, {}, "node")
+        state = ExecutionState.objects.get()
+        run_page = f"/operations/workflow_storage/workflowrun/{run.id}/change/"
+        state_page = f"/operations/workflow_storage/executionstate/{state.pk}/change/"
+
+        assert state_page in admin_client.get(run_page).content.decode()
+        assert run_page in admin_client.get(state_page).content.decode()
+
+    def test_a_column_of_a_payload_takes_no_more_queries(
+        self, admin_client, backend, django_assert_num_queries
+    ):
+        for number in range(5):
+            stored_run(backend, inputs={"file": f"{number}.pdf"})
+        url = reverse("operations:workflow_storage_workflowrun_changelist")
+        admin_client.get(url)
+
+        with django_assert_num_queries(3):  # session, user, the page
+            text = admin_client.get(url).content.decode()
+
+        assert "4.pdf" in text
+
+    def test_an_action_gets_the_selected_runs(self, admin_client, backend):
+        runs = [stored_run(backend, inputs={"file": "a.pdf"}) for _ in range(3)]
+        url = reverse("operations:workflow_storage_workflowrun_changelist")
+        selected = {"action": "name", "index": "0", "_selected_action": [runs[1].pk]}
+
+        response = admin_client.post(url, selected, follow=True)
+
+        assert [str(message) for message in response.context["messages"]] == [runs[1].pk]
