@@ -104,7 +104,7 @@ class Command(StorageCommand):
         self.stdout.write(
             f"Look at all of them: {manage} runserver, then http://127.0.0.1:8000/admin/"
         )
-        users = get_user_model()._default_manager
+        users = get_user_model().objects
         if users.filter(username=USER).exists():
             self.stdout.write(
                 f"Log in as {USER} with the password printed when it was made, "
