@@ -95,7 +95,7 @@ def digest(state: State, document: bytes) -> None:
 
 
 def nodes(state: State) -> Iterator[tuple[str, Node]]:
-    """Give the nodes in their order; how many there are depends on the document."""
+    """Return the nodes in their order; how many there are depends on the document."""
     yield "load", load
     yield "split", split
     for number in range(len(state["sections"])):

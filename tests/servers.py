@@ -198,7 +198,7 @@ class RedisServers:
         process.wait(timeout=30)
 
     def client(self, port: int):
-        """Give a client of a server that answers."""
+        """Return a client of a server that answers."""
         import redis
 
         client = redis.Redis(port=port, socket_timeout=10)
@@ -241,7 +241,7 @@ def redis_cluster(masters: int = 3, replicas: int = 0, *options: str) -> Iterato
 
 
 def free_ports(count: int) -> list[int]:
-    """Give free ports whose cluster bus, 10,000 above, is free too."""
+    """Return free ports whose cluster bus, 10,000 above, is free too."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.randrange(20_000, 30_000)

@@ -29,7 +29,7 @@ def test_any_state_comes_back_as_from_the_json_module(value):
 
 
 def read_by(load, text):
-    """Give what a reader makes of a text: the value with the types in it, or that it refuses."""
+    """Return what a reader makes of a text: the value with the types in it, or that it refuses."""
     try:
         return repr(load(text))
     except ValueError:

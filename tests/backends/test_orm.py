@@ -197,7 +197,7 @@ def filled_backend(request, django_db_blocker):
 
 
 def plans_of(alias, call):
-    """Give the plans of the queries of a call as text, once it has been made."""
+    """Return the plans of the queries of a call as text, once it has been made."""
     queries = []
 
     def collect(execute, sql, params, many, context):

@@ -44,7 +44,7 @@ def session_of(backend):
 
 
 def prepared(backend):
-    """Give the statements that a session has prepared."""
+    """Return the statements that a session has prepared."""
     rows = session_of(backend).execute("SELECT statement FROM pg_prepared_statements").fetchall()
     return [statement for (statement,) in rows]
 

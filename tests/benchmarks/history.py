@@ -105,7 +105,7 @@ def _stored_bytes(backend: StorageBackend, folder: Path | None) -> int:
 
 
 def langgraph(url: str, folder: Path | None, pragma: str | None = None) -> Any:
-    """Give LangGraph's saver on the same server or disk, as it is installed.
+    """Return LangGraph's saver on the same server or disk, as it is installed.
 
     Args:
         url: the PostgreSQL database.

@@ -258,7 +258,7 @@ def new_run(payload: Any, name: str = "hot") -> WorkflowRun:
 
 
 def _sqlalchemy(url: str, payload: Any) -> Any:
-    """Give the same operations on the same tables with SQLAlchemy's ORM."""
+    """Return the same operations on the same tables with SQLAlchemy's ORM."""
     try:
         from tests.benchmarks.alchemy import Alchemy
     except ImportError as exc:

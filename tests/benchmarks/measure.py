@@ -12,7 +12,7 @@ console = Console(width=110)
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int, each: int = 1) -> dict[str, float]:
-    """Give the median seconds of a call, by name.
+    """Return the median seconds of a call, by name.
 
     Every round calls each of them, one after the other, so that whatever else the machine
     does meets them all alike.

@@ -14,7 +14,7 @@ from tests.servers import postgres_database
 
 
 def prose() -> str:
-    """Give the descriptions of the installed packages, and Python's own help texts."""
+    """Return the descriptions of the installed packages, and Python's own help texts."""
     texts = [
         distribution.metadata.get_payload() or ""
         for distribution in importlib.metadata.distributions()
@@ -23,7 +23,7 @@ def prose() -> str:
 
 
 def agent_run(nodes: int, seed: int = 1) -> Iterator[dict[str, Any]]:
-    """Give the state of an agent after each node.
+    """Return the state of an agent after each node.
 
     A system prompt and a list of tools that stay, and one message more at each node, of 0.5
     to 3.5 kB of prose that occurs once.
@@ -54,7 +54,7 @@ def agent_run(nodes: int, seed: int = 1) -> Iterator[dict[str, Any]]:
 
 
 def small_state(number: int) -> dict[str, Any]:
-    """Give a state of 2.6 kB as JSON text."""
+    """Return a state of 2.6 kB as JSON text."""
     return {
         "step": number,
         "question": "x" * 400,

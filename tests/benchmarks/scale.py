@@ -119,13 +119,13 @@ def _fill(backend: StorageBackend, count: int) -> None:
 
 
 def _memory() -> float:
-    """Give the memory that the process has now, in MB, and measure its peak from here."""
+    """Return the memory that the process has now, in MB, and measure its peak from here."""
     Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
     return _status("VmRSS")
 
 
 def _peak_memory() -> float:
-    """Give the most memory that the process has had since, in MB."""
+    """Return the most memory that the process has had since, in MB."""
     return _status("VmHWM")
 
 

@@ -44,7 +44,7 @@ class Door(Protocol):
         """Return what ``manage.py check`` says about the project's own store."""
 
     def database_settings(self, config: StorageConfig) -> dict[str, Any] | None:
-        """Return the settings of its Django database, without opening it; None if it is none."""
+        """Return the settings of its Django database, without opening it; None for any other store."""
 
 
 class _ThirdParty(NamedTuple):

@@ -119,7 +119,7 @@ class StateRows(Database):
             base: a step.
 
         Returns:
-            The next step, and the mark of the other step, with None if there is none.
+            The next step, and the mark of the other step; `(None, None)` if that is not there.
 
         Raises:
             RunNotFoundError: if there is no such run.
