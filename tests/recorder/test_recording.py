@@ -1,4 +1,4 @@
-"""Recording and resuming: what the block, the exception and the store each see."""
+"""Recording and resuming: what the block, the caller and the store each see."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,9 @@ from datetime import timedelta
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import call_command
-from django.db import connections, transaction
 from django.utils import timezone
 
-from tests.servers import postgres_database
+from tests.recorder.conftest import only_run
 from workflow_storage import (
     DamagedStateError,
     ExecutionState,
@@ -26,26 +25,12 @@ from workflow_storage import (
     RunAlreadyExistsError,
     RunNotFoundError,
     StatusConflictError,
-    StorageUnavailableError,
-    create_storage_backend,
     current_run,
     record_run,
     resume_run,
 )
-from workflow_storage.factory import forget
-from workflow_storage.recorder import MAX_ERROR_MESSAGE, describe_error
-from workflow_storage.signals import checkpoint_saved, run_finished, run_started
-from workflow_storage.testing import changed_state, in_threads, outcome, stored_run
-
-
-@pytest.fixture
-def backend(any_backend):
-    return any_backend
-
-
-def only_run(backend):
-    (run,) = backend.runs.list_runs()
-    return run
+from workflow_storage.signals import run_started
+from workflow_storage.testing import in_threads, stored_run
 
 
 class TestRecording:
@@ -70,41 +55,6 @@ class TestRecording:
         )
         assert stored.duration_seconds >= 0
         assert run.status == "completed"
-
-    def test_an_exception_fails_the_run_and_goes_on_unchanged(self, backend):
-        secret_local = "not to be stored"
-        error = KeyError("the reason")
-
-        with pytest.raises(KeyError) as caught, record_run("w", backend=backend):
-            raise error
-
-        assert caught.value is error
-        assert secret_local
-        stored = only_run(backend)
-        assert stored.status == "failed"
-        assert stored.error_message.startswith("KeyError: 'the reason'\n\nTraceback")
-        assert "raise error" in stored.error_message
-        assert "not to be stored" not in stored.error_message
-
-    @pytest.mark.parametrize(
-        "error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
-    )
-    def test_what_ends_the_process_or_task_cancels_the_run(self, backend, error):
-        with pytest.raises(error), record_run("w", backend=backend):
-            raise error
-
-        assert only_run(backend).status == "cancelled"
-
-    def test_usage_adds_up_and_is_stored_with_checkpoints(self, backend):
-        with record_run("w", backend=backend) as run:
-            run.add_usage(tokens=10, cost_usd=0.5)
-            run.add_usage(tokens=5)
-            run.save_state({}, "node")
-            assert only_run(backend).total_tokens == 15
-            run.add_usage(cost_usd=0.25)
-
-        stored = only_run(backend)
-        assert (stored.total_tokens, stored.total_cost_usd) == (15, 0.75)
 
     def test_the_id_can_be_given_and_is_taken_once(self, backend):
         with record_run("w", run_id="task-1", backend=backend) as run:
@@ -166,122 +116,12 @@ class TestRecording:
 
         assert (only_run(backend).status, only_run(backend).outputs) == ("running", None)
 
-    def test_if_the_store_fails_too_the_exception_still_arrives(self, backend, monkeypatch, caplog):
-        def unavailable(*args, **kwargs):
-            raise StorageUnavailableError("the store is down")
-
-        with (
-            pytest.raises(ZeroDivisionError) as caught,
-            record_run("w", backend=backend),
-        ):
-            monkeypatch.setattr(backend.runs, "update_status", unavailable)
-            _ = 1 / 0
-
-        assert "the store is down" in caught.value.__notes__[0]
-        assert "could not be stored" in caplog.text
-
     def test_a_recording_is_used_once(self, backend):
         recording = record_run("w", backend=backend)
         with recording:
             pass
         with pytest.raises(RuntimeError, match="used already"):
             recording.__enter__()
-
-    def test_a_checkpoint_of_a_recorded_run_reads_no_state(self, sql_backend):
-        statements = []
-
-        def collect(execute, sql, params, many, context):
-            statements.append(sql)
-            return execute(sql, params, many, context)
-
-        with record_run("w", backend=sql_backend) as run:
-            state = changed_state({}, "grow", 9000)
-            run.save_state(state, "first")
-            with connections[sql_backend.runs.alias].execute_wrapper(collect):
-                for _ in range(10):
-                    state = changed_state(state, "grow", 1000)
-                    run.save_state(state, "node")
-
-        assert sum(sql.startswith("INSERT") for sql in statements) == 10
-        selects = [sql for sql in statements if sql.startswith("SELECT")]
-        assert not [sql for sql in selects if "state_json" in sql]
-
-    def test_another_process_that_writes_too_is_noticed(self, backend):
-        with record_run("w", backend=backend) as run:
-            run.save_state(changed_state({}, "grow", 9000), "own")
-            backend.states.save_state(run.run_id, changed_state({}, "grow", 9001), "other")
-            assert run.save_state(changed_state({}, "grow", 9002), "own") == 2
-
-        nodes = [state["node_id"] for state in backend.states.get_state_history(run.run_id)]
-        assert nodes == ["own", "other", "own"]
-
-    def test_nodes_in_threads_share_a_run(self, backend):
-        with record_run("w", backend=backend) as run:
-            steps = in_threads(4, lambda n: [run.save_state({"n": n}, f"n-{n}") for _ in range(5)])
-            in_threads(4, lambda n: run.add_usage(tokens=1))
-
-        assert sorted(sum(steps, [])) == list(range(20))  # noqa: RUF017
-        assert only_run(backend).total_tokens == 4
-
-    @pytest.mark.parametrize(
-        "usage",
-        [
-            {"tokens": None},
-            {"tokens": 1.5},
-            {"tokens": True},
-            {"tokens": 2**63},
-            {"cost_usd": float("nan")},
-            {"tokens": 5, "cost_usd": None},
-            {"tokens": 5, "cost_usd": "1"},
-        ],
-        ids=str,
-    )
-    def test_usage_that_is_no_number_is_refused_and_nothing_added(self, backend, usage):
-        with record_run("w", backend=backend) as run:
-            run.add_usage(tokens=1, cost_usd=0.5)
-            with pytest.raises(InvalidFieldError):
-                run.add_usage(**usage)
-
-        stored = only_run(backend)
-        assert (stored.total_tokens, stored.total_cost_usd) == (1, 0.5)
-
-    def test_usage_survives_a_rollback_and_a_result_that_cannot_be_stored(self, sql_backend):
-        with pytest.raises(InvalidPayloadError), record_run("w", backend=sql_backend) as run:
-            with pytest.raises(OSError), transaction.atomic(using=sql_backend.runs.alias):
-                run.add_usage(tokens=7)
-                run.save_state({"rolled": "back"}, "one")
-                raise OSError
-            run.save_state({"kept": True}, "two")
-            assert (run.step, run.state, run.node_id) == (0, {"kept": True}, "two")
-            run.outputs = object()
-
-        assert (only_run(sql_backend).status, only_run(sql_backend).total_tokens) == ("failed", 7)
-
-    def test_nothing_is_saved_after_the_end(self, backend):
-        with record_run("w", backend=backend) as run:
-            pass
-        with pytest.raises(StatusConflictError, match="is completed, expected running"):
-            run.save_state({}, "node")
-        assert backend.states.get_latest_state(run.run_id) is None
-
-    def test_an_exception_that_takes_no_note_and_cannot_be_printed_still_arrives(
-        self, backend, monkeypatch
-    ):
-        class Awkward(Exception):
-            __notes__ = "no list"
-
-            def __getattr__(self, name):
-                raise RuntimeError(name)
-
-        def unavailable(*args, **kwargs):
-            raise StorageUnavailableError("down")
-
-        with pytest.raises(Awkward), record_run("w", backend=backend):
-            raise Awkward
-        assert only_run(backend).status == "failed"
-        with pytest.raises(Awkward), record_run("w", backend=backend):
-            monkeypatch.setattr(backend.runs, "update_status", unavailable)
-            raise Awkward
 
     def test_a_receiver_that_ends_the_process_cancels_the_run(self, backend):
         def leave(sender, **kwargs):
@@ -418,7 +258,7 @@ class TestResuming:
 
     def test_a_run_whose_last_state_is_damaged_stays_as_it_was(self, sql_backend):
         run_id = self.failed_run(sql_backend)
-        states = ExecutionState.objects.using(sql_backend.runs.alias).filter(run_id=run_id)
+        states = ExecutionState.objects.using(sql_backend.alias).filter(run_id=run_id)
         states.update(state_json="damaged")
 
         with pytest.raises(DamagedStateError), resume_run(run_id, backend=sql_backend):
@@ -459,157 +299,6 @@ class TestResuming:
                 return "conflict"
 
         assert sorted(in_threads(4, resume)) == ["conflict"] * 3 + ["done"]
-
-
-class TestHeartbeats:
-    def test_heartbeats_are_sent_while_the_block_runs_and_end_with_it(self, backend):
-        with record_run("w", backend=backend, heartbeat=0.02) as run:
-            wait_for(lambda: backend.runs.get(run.run_id).heartbeat_at is not None)
-            first = backend.runs.get(run.run_id).heartbeat_at
-            wait_for(lambda: backend.runs.get(run.run_id).heartbeat_at > first)
-
-        assert not [thread for thread in threading.enumerate() if run.run_id in thread.name]
-
-    def test_heartbeats_survive_a_store_that_is_down_for_a_while(
-        self, backend, monkeypatch, caplog
-    ):
-        beat = backend.runs.heartbeat
-        failures = iter(range(3))
-
-        def failing(run_id):
-            if next(failures, None) is not None:
-                raise StorageUnavailableError("down")
-            beat(run_id)
-
-        monkeypatch.setattr(backend.runs, "heartbeat", failing)
-        with record_run("w", backend=backend, heartbeat=0.01) as run:
-            wait_for(lambda: backend.runs.get(run.run_id).heartbeat_at is not None)
-
-        assert caplog.text.count("A heartbeat of workflow run") == 3
-
-    def test_the_thread_closes_its_connection(self, django_db_blocker):
-        with postgres_database() as url, django_db_blocker.unblock():
-            backend = create_storage_backend(url)
-            with record_run("w", backend=backend, heartbeat=0.01) as run:
-                wait_for(lambda: backend.runs.get(run.run_id).heartbeat_at is not None)
-                wait_for(lambda: open_connections(backend) == 2)
-            wait_for(lambda: open_connections(backend) == 1)
-            forget(backend.runs.alias)
-
-    def test_async_heartbeats_end_with_the_block(self, backend):
-        async def use():
-            async with record_run("w", backend=backend, heartbeat=0.01) as run:
-                while (await backend.runs.aget(run.run_id)).heartbeat_at is None:
-                    await asyncio.sleep(0.01)
-                assert len(asyncio.all_tasks()) == 2
-            assert len(asyncio.all_tasks()) == 1
-
-        async_to_sync(use)()
-
-    def test_leaving_the_block_in_a_transaction_does_not_wait_for_a_heartbeat(self, sql_backend):
-        run = stored_run(sql_backend, status="failed")
-
-        with transaction.atomic(using=sql_backend.runs.alias):
-            with resume_run(run.id, backend=sql_backend, heartbeat=0.01):
-                time.sleep(0.1)
-            left = time.monotonic()
-
-        assert only_run(sql_backend).status == "completed"
-        assert time.monotonic() - left < 15
-        wait_for(lambda: not [t for t in threading.enumerate() if run.id in t.name], 40)
-
-    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True])
-    def test_a_heartbeat_takes_seconds(self, backend, seconds):
-        with pytest.raises(ValueError, match="Pass seconds"):
-            record_run("w", backend=backend, heartbeat=seconds)
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def open_connections(backend):
-    with connections[backend.runs.alias].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
-        return cursor.fetchone()[0]
-
-
-class TestSignals:
-    @pytest.fixture
-    def received(self):
-        received = []
-
-        def note(name):
-            def receiver(sender, run, **kwargs):
-                received.append((name, run.run_id, run.status.value, kwargs.get("node_id")))
-
-            return receiver
-
-        receivers = {
-            run_started: note("started"),
-            checkpoint_saved: note("checkpoint"),
-            run_finished: note("finished"),
-        }
-        for sent, receiver in receivers.items():
-            sent.connect(receiver)
-        yield received
-        for sent, receiver in receivers.items():
-            sent.disconnect(receiver)
-
-    def test_signals_tell_of_start_checkpoints_and_end(self, backend, received):
-        with record_run("w", run_id="a", backend=backend) as run:
-            run.save_state({}, "node")
-        with pytest.raises(OSError), record_run("w", run_id="b", backend=backend):
-            raise OSError
-
-        assert received == [
-            ("started", "a", "running", None),
-            ("checkpoint", "a", "running", "node"),
-            ("finished", "a", "completed", None),
-            ("started", "b", "running", None),
-            ("finished", "b", "failed", None),
-        ]
-
-    def test_signals_wait_for_the_commit(self, sql_backend, received):
-        with pytest.raises(OSError), transaction.atomic(using=sql_backend.runs.alias):
-            with record_run("w", backend=sql_backend):
-                pass
-            assert received == []
-            raise OSError
-        assert received == []
-
-        with transaction.atomic(using=sql_backend.runs.alias):
-            with record_run("w", backend=sql_backend):
-                pass
-            assert received == []
-        assert [name for name, *_ in received] == ["started", "finished"]
-
-    def test_an_error_of_a_receiver_is_logged_and_stops_nobody(self, backend, received, caplog):
-        def broken(sender, **kwargs):
-            raise RuntimeError("the receiver broke")
-
-        run_started.connect(broken)
-        try:
-            with record_run("w", backend=backend):
-                pass
-        finally:
-            run_started.disconnect(broken)
-
-        assert only_run(backend).status == "completed"
-        assert [name for name, *_ in received] == ["started", "finished"]
-        assert "the receiver broke" in caplog.text
-
-    def test_signals_are_sent_from_async_code(self, backend, received):
-        async def use():
-            async with record_run("w", run_id="a", backend=backend) as run:
-                await run.asave_state({}, "node")
-
-        async_to_sync(use)()
-
-        assert [name for name, *_ in received] == ["started", "checkpoint", "finished"]
 
 
 class TestAsync:
@@ -734,54 +423,3 @@ def test_a_run_whose_worker_was_killed_is_found_failed_resumed_and_completed(bac
     assert (stored.status, stored.outputs, stored.error_message) == ("completed", 3, None)
     history = backend.states.get_state_history("killed-run")
     assert [state["node_id"] for state in history] == ["first", "second", "third"]
-
-
-class TestFailStalledRuns:
-    def test_a_dry_run_changes_nothing(self, backend, any_url):
-        old = timezone.now() - timedelta(hours=1)
-        run = stored_run(backend, status="running", started_at=old)
-        out = io.StringIO()
-
-        call_command("fail_stalled_runs", "--dry-run", "--idle=15m", backend=any_url, stdout=out)
-
-        assert run.id in out.getvalue()
-        assert "1 run would be set to failed." in out.getvalue()
-        assert only_run(backend).status == "running"
-
-    def test_living_runs_are_left_alone(self, backend, any_url):
-        stored_run(backend, status="running")
-        out = io.StringIO()
-        call_command("fail_stalled_runs", "--idle=1d", backend=any_url, stdout=out)
-        assert out.getvalue() == "0 runs set to failed.\n"
-
-    @pytest.mark.parametrize("idle", ["15", "m", "-1m", "1w", "1e3s", "9" * 30 + "d"])
-    def test_a_time_that_is_none_is_a_command_error(self, idle):
-        with pytest.raises(Exception, match=r"is no time|is too long|expected one argument"):
-            call_command("fail_stalled_runs", f"--idle={idle}")
-
-
-class TestErrorText:
-    def test_it_is_bounded(self):
-        text = describe_error(ValueError("x" * 10**6))
-        assert len(text) <= MAX_ERROR_MESSAGE
-        assert text.startswith("ValueError: xxx")
-
-    def test_deep_recursion_is_described(self):
-        def recurse():
-            recurse()
-
-        with pytest.raises(RecursionError) as caught:
-            recurse()
-        text = describe_error(caught.value)
-        assert text.startswith("RecursionError")
-        assert len(text) <= MAX_ERROR_MESSAGE
-
-    def test_an_exception_that_cannot_be_printed_is_described(self):
-        class Unprintable(Exception):
-            def __str__(self):
-                raise RuntimeError
-
-        assert "Unprintable" in describe_error(Unprintable())
-
-    def test_outcome_names_are_those_of_the_contract(self, backend):
-        assert outcome(lambda: backend.runs.heartbeat("gone")) == "RunNotFoundError"

@@ -1,0 +1,40 @@
+"""``fail_stalled_runs``: what it sets to failed, and what it leaves alone."""
+
+import io
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from tests.recorder.conftest import only_run
+from workflow_storage.testing import stored_run
+
+
+@pytest.fixture
+def backend(any_backend):
+    return any_backend
+
+
+class TestFailStalledRuns:
+    def test_a_dry_run_changes_nothing(self, backend, any_url):
+        old = timezone.now() - timedelta(hours=1)
+        run = stored_run(backend, status="running", started_at=old)
+        out = io.StringIO()
+
+        call_command("fail_stalled_runs", "--dry-run", "--idle=15m", backend=any_url, stdout=out)
+
+        assert run.id in out.getvalue()
+        assert "1 run would be set to failed." in out.getvalue()
+        assert only_run(backend).status == "running"
+
+    def test_living_runs_are_left_alone(self, backend, any_url):
+        stored_run(backend, status="running")
+        out = io.StringIO()
+        call_command("fail_stalled_runs", "--idle=1d", backend=any_url, stdout=out)
+        assert out.getvalue() == "0 runs set to failed.\n"
+
+    @pytest.mark.parametrize("idle", ["15", "m", "-1m", "1w", "1e3s", "9" * 30 + "d"])
+    def test_a_time_that_is_none_is_a_command_error(self, idle):
+        with pytest.raises(Exception, match=r"is no time|is too long|expected one argument"):
+            call_command("fail_stalled_runs", f"--idle={idle}")

@@ -1,0 +1,21 @@
+"""What a workflow author calls: a run recorded around a block or a function, and resumed.
+
+Works on every backend, through the two repositories only.
+"""
+
+from workflow_storage.recorder.failures import MAX_ERROR_MESSAGE, describe_error
+from workflow_storage.recorder.heartbeats import STOP_TIMEOUT
+from workflow_storage.recorder.recording import RESUMABLE, Recording, record_run, resume_run
+from workflow_storage.recorder.run import RecordedRun, current_run
+
+__all__ = [
+    "MAX_ERROR_MESSAGE",
+    "RESUMABLE",
+    "STOP_TIMEOUT",
+    "RecordedRun",
+    "Recording",
+    "current_run",
+    "describe_error",
+    "record_run",
+    "resume_run",
+]
