@@ -17,6 +17,10 @@ from workflow_storage import exceptions as errors
         errors.TablesMissingError("default"),
         errors.InvalidPayloadError("inputs is not JSON"),
         errors.StorageUnavailableError("down"),
+        errors.CannotMoveError("same store"),
+        errors.CannotMoveError("transaction"),
+        errors.ExportFileError("runs.jsonl", "No space left on device"),
+        errors.ExportFileError("folder"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     )
     from workflow_storage.config import GlobalConfig, StorageConfig
     from workflow_storage.exceptions import (
+        CannotMoveError,
         DamagedStateError,
+        ExportFileError,
         InvalidFieldError,
         InvalidPayloadError,
         InvalidStatusError,
@@ -47,7 +49,9 @@ _MODULES = {
     ),
     "config": ("GlobalConfig", "StorageConfig"),
     "exceptions": (
+        "CannotMoveError",
         "DamagedStateError",
+        "ExportFileError",
         "InvalidFieldError",
         "InvalidPayloadError",
         "InvalidStatusError",
@@ -73,9 +77,11 @@ __all__ = [
     "TERMINAL_STATUSES",
     "AbstractExecutionStateRepository",
     "AbstractWorkflowRunRepository",
+    "CannotMoveError",
     "Checkpoint",
     "DamagedStateError",
     "ExecutionState",
+    "ExportFileError",
     "GlobalConfig",
     "InvalidFieldError",
     "InvalidPayloadError",

@@ -4,6 +4,8 @@ A message says first what is wrong, then what to do; it is written once, here.
 All errors survive pickling, so they reach the caller of a task queue whole.
 """
 
+from typing import Literal
+
 
 class StorageError(Exception):
     """The root of every error of this package."""
@@ -140,3 +142,44 @@ class DamagedStateError(StorageError):
 
 class UnsupportedBackendError(StorageError, ValueError):
     """The configuration names no backend that there is."""
+
+
+class CannotMoveError(StorageError, ValueError):
+    """Runs cannot be moved from a store to itself, or inside a transaction."""
+
+    _MESSAGES = {
+        "transaction": (
+            "Runs cannot be moved inside a transaction, whose rollback would lose them. "
+            "Move them outside of transaction.atomic() and ATOMIC_REQUESTS."
+        ),
+        "same store": (
+            "The source and the target are the same store. Name another target, or copy "
+            "without moving."
+        ),
+    }
+
+    def __init__(self, reason: Literal["transaction", "same store"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self._MESSAGES[self.reason]
+
+
+class ExportFileError(StorageError):
+    """A file cannot be read or written.
+
+    Attributes:
+        path: which file.
+        reason: what the system says; None if it is a directory.
+    """
+
+    def __init__(self, path: str, reason: str | None = None) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return f"{self.path} is a directory. Name a file in it."
+        return f"{self.path}: {self.reason}. Check the path and the disk."

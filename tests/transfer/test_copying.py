@@ -1,120 +1,33 @@
-"""Copying, moving, exporting and importing runs: all of it, nothing twice, nothing lost."""
+"""Copying and moving runs: all of it, nothing twice, nothing lost."""
 
-import gzip
-import itertools
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import tracemalloc
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import OperationalError, transaction
 from django.utils import timezone
 
-from tests.conftest import emptied
+from tests.transfer.conftest import assert_equal, both, filled, outcomes
 from workflow_storage import (
     Checkpoint,
     RunChangedError,
     StorageUnavailableError,
-    WorkflowRun,
     create_storage_backend,
 )
-from workflow_storage.factory import forget
+from workflow_storage.backends.orm.registration import forget
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 from workflow_storage.transfer import (
     CannotMoveError,
     DamagedLine,
-    ExportFileError,
     copy_runs,
     export_runs,
     import_runs,
 )
 from workflow_storage.validation import equal_checkpoints, equal_runs
-
-KINDS = ["sqlite", "postgres", "mysql", "redis"]
-
-
-@pytest.fixture(
-    params=[*itertools.permutations(KINDS, 2), ("redis", "redis_cluster")], ids="-to-".join
-)
-def stores(request, django_db_blocker):
-    """An empty source and an empty target, in every direction."""
-    source, target = (request.getfixturevalue(f"{kind}_url") for kind in request.param)
-    with both(source, target, django_db_blocker) as pair:
-        yield pair
-
-
-@pytest.fixture
-def two(sqlite_url, redis_url, django_db_blocker):
-    """An empty source and an empty target, where the direction makes no difference."""
-    with both(sqlite_url, redis_url, django_db_blocker) as pair:
-        yield pair
-
-
-class both:
-    def __init__(self, source, target, blocker):
-        self.fixtures = [emptied(source, blocker), emptied(target, blocker)]
-
-    def __enter__(self):
-        return [next(fixture) for fixture in self.fixtures]
-
-    def __exit__(self, *exc_info):
-        for fixture in reversed(self.fixtures):
-            next(fixture, None)
-
-
-def filled(store, states=9):
-    """Store runs with everything that is awkward about runs, the fifth with 4 * states states."""
-    start = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
-    for number, status in enumerate(["pending", "running", "completed", "failed", "cancelled"]):
-        run = stored_run(
-            store,
-            id=f"{status} \N{GRINNING FACE}",
-            workflow_name=f"work'flow-{number % 2}",
-            status=status,
-            started_at=start + timedelta(days=number),
-            inputs={"\0": ["\ud800", 1e23, 10**40, {"": None}]},
-            config_snapshot=[1, 1.0, True],
-            outputs=None if number else "text",
-            error_message="it\nbroke" if status == "failed" else None,
-            total_tokens=number,
-            total_cost_usd=0.1 * number,
-        )
-        writer = store.states.writer(run.id)
-        state = {"\0lone": "\udfff"}
-        for step in range(states * number):
-            state = changed_state(state, "grow", 400 * number + step)
-            writer.save_state(state, f"node {step} ✓")
-    store.states.delete_states("failed \N{GRINNING FACE}", keep_last=5)
-    store.runs.heartbeat("running \N{GRINNING FACE}")
-    exact = new_run(id="no end", status="completed", started_at=start)
-    store.runs.put(exact)
-    for number in range(3):
-        stored_run(store, id=f"same start {number}", started_at=start)
-
-
-def assert_equal(source, target):
-    ours, theirs = (list(store.runs.iter_runs()) for store in (source, target))
-    assert [run.id for run in ours] == [run.id for run in theirs]
-    assert ours
-    for run, other in zip(ours, theirs, strict=True):
-        assert_same(source, target, run, other)
-
-
-def assert_same(source, target, run, other):
-    assert equal_runs(run, other)
-    history = [store.states.get_state_history(run.id) for store in (source, target)]
-    assert len(history[0]) == len(history[1])
-    assert all(map(equal_checkpoints, *history))
-
-
-def outcomes(results):
-    return {result.run_id: result.outcome for result in results}
 
 
 def test_a_copy_is_the_same_a_second_one_copies_nothing_a_third_what_is_new(stores):
@@ -211,7 +124,7 @@ def test_nothing_is_moved_inside_a_transaction(request, django_db_blocker, kinds
     urls = [request.getfixturevalue(f"{kind}_url") for kind in kinds]
     with both(*urls, django_db_blocker) as (source, target):
         run = stored_run(source, status="completed")
-        alias = next(store.runs.alias for store in (source, target) if hasattr(store.runs, "alias"))
+        alias = next(store.alias for store in (source, target) if store.alias)
         with (
             transaction.atomic(using=alias),
             pytest.raises(CannotMoveError, match="inside a transaction"),
@@ -231,7 +144,7 @@ def test_a_transaction_with_one_snapshot_sees_what_changed_since(mysql_url, djan
         other.states.save_state(run.id, {}, "node")
 
         def in_a_snapshot(change, call):
-            with transaction.atomic(using=backend.runs.alias):
+            with transaction.atomic(using=backend.alias):
                 read = backend.runs.get(run.id)
                 last = backend.states.get_latest_checkpoint(run.id)
                 in_threads(1, lambda _: change())
@@ -250,7 +163,7 @@ def test_a_transaction_with_one_snapshot_sees_what_changed_since(mysql_url, djan
         )
         assert other.runs.get(run.id).outputs == "later"
         other.runs.delete(run.id)
-        forget(backend.runs.alias)
+        forget(backend.alias)
 
 
 def test_an_append_that_is_tried_again_loses_no_state(mysql_url, django_db_blocker, monkeypatch):
@@ -482,10 +395,10 @@ def test_a_store_is_not_moved_to_itself_under_another_name(any_url, any_backend)
 
     assert any_backend.runs.get(run.id) is not None
     assert any_backend.runs.count_runs() == 1
-    if hasattr(again.runs, "store"):
-        again.runs.store.close()
-    elif again.runs.alias != any_backend.runs.alias:
-        forget(again.runs.alias)
+    if again.alias is None:
+        again.close()
+    elif again.alias != any_backend.alias:
+        forget(again.alias)
 
 
 COPY = """
@@ -560,7 +473,7 @@ def test_a_run_with_a_damaged_state_is_refused_and_the_others_are_copied(two):
     source.states.save_state(run.id, {}, "node")
     from workflow_storage import ExecutionState
 
-    states = ExecutionState.objects.using(source.runs.alias).filter(run_id=run.id)
+    states = ExecutionState.objects.using(source.alias).filter(run_id=run.id)
     states.update(state_json="damaged")
     stored_run(source, id="other")
 
@@ -569,294 +482,3 @@ def test_a_run_with_a_damaged_state_is_refused_and_the_others_are_copied(two):
     assert results[run.id].outcome == "refused"
     assert "cannot be rebuilt" in results[run.id].reason
     assert results["other"].outcome == "copied"
-
-
-class TestFiles:
-    @pytest.mark.parametrize("name", ["runs.jsonl", "runs.jsonl.gz", "runs.jsonl.zst"])
-    def test_what_is_exported_and_imported_is_the_same(self, two, tmp_path, name):
-        source, target = two
-        filled(source)
-        path = tmp_path / name
-
-        exported = list(export_runs(source, path))
-        assert {result.outcome for result in exported} == {"copied"}
-        assert [file.name for file in tmp_path.iterdir()] == [name]
-        assert set(outcomes(import_runs(path, target)).values()) == {"copied"}
-
-        assert_equal(source, target)
-        assert set(outcomes(import_runs(path, target)).values()) == {"unchanged"}
-        beginning = path.read_bytes()[:4]
-        assert beginning[:2] == {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5"}.get(path.suffix, b'{"')
-
-    def test_a_line_is_a_run_with_its_states(self, two, tmp_path):
-        source, _ = two
-        run = stored_run(source, inputs={"a": 1})
-        source.states.save_state(run.id, {"b": "ä"}, "node")
-
-        list(export_runs(source, tmp_path / "runs.jsonl"))
-
-        (line,) = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
-        data = json.loads(line)
-        assert data["workflow_storage"] == 1
-        assert data["run"]["inputs"] == {"a": 1}
-        assert data["run"]["started_at"] == run.started_at.isoformat()
-        assert data["states"][0]["state_data"] == {"b": "ä"}
-
-    def damaged_file(self, two, path):
-        source, _ = two
-        for number in range(6):
-            run = stored_run(source, id=f"run-{number}")
-            source.states.save_state(run.id, {}, "node")
-            source.states.save_state(run.id, {}, "node")
-        list(export_runs(source, path))
-        return path.read_text().splitlines()
-
-    def test_a_damaged_line_is_reported_and_the_rest_goes_in(self, two, tmp_path):
-        path = tmp_path / "runs.jsonl"
-        lines = self.damaged_file(two, path)
-        good = json.loads(lines[0])
-        damaged = [
-            lines[1][:-5],
-            "not JSON",
-            "[]",
-            '{"workflow_storage": 2}',
-            json.dumps({**good, "run": {**good["run"], "status": "done"}}),
-            json.dumps({**good, "run": {**good["run"], "started_at": "yesterday"}}),
-            json.dumps({**good, "run": {**good["run"], "unknown": 1}}),
-            json.dumps({**good, "states": [good["states"][1], good["states"][0]]}),
-            json.dumps({**good, "states": [{**good["states"][0], "state_data": []}]}),
-            json.dumps({**good, "states": [{"step": 0}]}),
-            json.dumps({**good, "states": None}),
-            "\xff".encode("latin1").decode("utf-8", "surrogateescape"),
-        ]
-        text = "\n".join(["", *damaged, *lines[2:], ""])
-        path.write_bytes(text.encode("utf-8", "surrogateescape"))
-
-        results = list(import_runs(path, two[1]))
-
-        bad = [result for result in results if isinstance(result, DamagedLine)]
-        assert [line.number for line in bad] == list(range(2, 2 + len(damaged)))
-        assert all(line.reason for line in bad)
-        assert [run.id for run in two[1].runs.iter_runs()] == [f"run-{n}" for n in (3, 2, 1, 0)]
-
-    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-    def test_a_file_that_ends_too_early_gives_what_is_there(self, two, tmp_path, suffix):
-        path = tmp_path / f"runs.jsonl{suffix}"
-        source, target = two
-        for number in range(200):
-            noise = random.Random(number).randbytes(3000).hex()
-            stored_run(source, id=f"run-{number}", inputs=noise)
-        list(export_runs(source, path))
-        path.write_bytes(path.read_bytes()[:-20_000])
-
-        *good, last = import_runs(path, target)
-
-        assert isinstance(last, DamagedLine)
-        assert len(good) > 20
-        assert target.runs.count_runs() == len(good)
-
-        path.write_bytes(b"")
-        assert [type(result) for result in import_runs(path, target)] == [DamagedLine]
-
-    def test_a_compressed_file_with_a_flipped_bit_gives_what_comes_before(self, two, tmp_path):
-        source, target = two
-        for number in range(200):
-            stored_run(source, inputs=random.Random(number).randbytes(3000).hex())
-        for suffix in (".gz", ".zst"):
-            path = tmp_path / f"runs{suffix}"
-            list(export_runs(source, path))
-            data = bytearray(path.read_bytes())
-            for place in range(len(data) // 2, len(data) // 2 + 50):
-                data[place] ^= 0xFF
-            path.write_bytes(data)
-            assert any(isinstance(result, DamagedLine) for result in import_runs(path, target))
-
-    @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-    def test_no_flipped_bit_changes_a_run(self, two, tmp_path, suffix):
-        source, target = two
-        for number in range(5):
-            stored_run(source, id=f"run-{number}", inputs="some text", outputs=[number])
-        path = tmp_path / f"runs.jsonl{suffix}"
-        list(export_runs(source, path))
-        data = path.read_bytes()
-        originals = {run.id: run for run in source.runs.iter_runs()}
-        chance = random.Random(3)
-
-        for _ in range(60):
-            damaged = bytearray(data)
-            damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-            path.write_bytes(damaged)
-            list(import_runs(path, target))
-            for run in target.runs.iter_runs():
-                assert equal_runs(run, originals[run.id])
-                target.runs.delete(run.id)
-
-    def test_a_line_that_was_changed_on_purpose_goes_in_without_its_checksum(self, two, tmp_path):
-        source, target = two
-        stored_run(source, id="run", inputs="old")
-        path = tmp_path / "runs.jsonl"
-        list(export_runs(source, path))
-        line = path.read_text().replace("old", "new")
-        path.write_text(line)
-        (damaged,) = import_runs(path, target)
-        assert (
-            'its checksum differs. If it was changed on purpose, delete "crc32"' in damaged.reason
-        )
-
-        data = json.loads(line)
-        del data["crc32"]
-        path.write_text(json.dumps(data))
-        assert outcomes(import_runs(path, target)) == {"run": "copied"}
-        assert target.runs.get("run").inputs == "new"
-
-    @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-    def test_no_runs_are_a_file_too(self, two, tmp_path, suffix):
-        path = tmp_path / f"runs.jsonl{suffix}"
-        assert list(export_runs(two[0], path)) == []
-        assert list(import_runs(path, two[1])) == []
-
-    def test_a_file_that_is_replaced_keeps_its_mode(self, two, tmp_path):
-        stored_run(two[0])
-        path = tmp_path / "runs.jsonl"
-        path.touch(0o600)
-        list(export_runs(two[0], path))
-        assert path.stat().st_mode & 0o777 == 0o600
-
-    def test_what_is_refused_is_refused_with_the_number_of_its_line(self, two, tmp_path):
-        stored_run(two[0], id="run")
-        path = tmp_path / "runs.jsonl"
-        list(export_runs(two[0], path))
-        data = json.loads(path.read_text())
-        del data["crc32"]
-        data["run"]["inputs"] = float("nan")
-        path.write_text(f"\n{json.dumps(data)}\n")
-        (result,) = import_runs(path, two[1])
-        assert (result.outcome, result.reason[:7]) == ("refused", "Line 2:")
-
-    def test_links_and_pipes_stay_what_they_are(self, two, tmp_path):
-        run = stored_run(two[0])
-        (tmp_path / "real").write_text("old")
-        (tmp_path / "link").symlink_to("real")
-        list(export_runs(two[0], tmp_path / "link"))
-        assert (tmp_path / "link").is_symlink()
-        assert run.id in (tmp_path / "real").read_text()
-
-        os.mkfifo(tmp_path / "pipe")
-        with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
-            list(export_runs(two[0], tmp_path / "pipe"))
-            assert run.id.encode() in reader.communicate(timeout=30)[0]
-        assert (tmp_path / "pipe").is_fifo()
-        with pytest.raises(ExportFileError, match="is a directory"):
-            list(export_runs(two[0], tmp_path))
-
-    @pytest.mark.parametrize("name", ["n" * 250, "n" * 300, "real/runs.jsonl"])
-    def test_a_name_that_cannot_be_is_an_error_of_the_file(self, two, tmp_path, name):
-        (tmp_path / "real").touch()
-        stored_run(two[0])
-        with pytest.raises(ExportFileError, match=r"too long|Not a directory"):
-            list(export_runs(two[0], tmp_path / name))
-
-    def test_a_project_without_time_zones_takes_a_file_of_one_with_them(
-        self, two, tmp_path, settings
-    ):
-        run = stored_run(two[0])
-        list(export_runs(two[0], tmp_path / "runs"))
-        settings.USE_TZ = False
-        (result,) = import_runs(tmp_path / "runs", two[1])
-        assert result.outcome == "copied"
-        assert two[1].runs.get(run.id).started_at == timezone.make_naive(run.started_at)
-
-    def test_a_project_without_time_zones_writes_their_offset(self, two, tmp_path, settings):
-        settings.USE_TZ = False
-        settings.TIME_ZONE = "Europe/Berlin"
-        run = stored_run(two[0], started_at=datetime(2026, 7, 1, 12))
-        path = tmp_path / "runs"
-        list(export_runs(two[0], path))
-        assert json.loads(path.read_text())["run"]["started_at"] == "2026-07-01T12:00:00+02:00"
-
-        settings.TIME_ZONE = "America/New_York"
-        list(import_runs(path, two[1]))
-        assert two[1].runs.get(run.id).started_at == datetime(2026, 7, 1, 6)
-
-    def test_a_time_that_the_project_cannot_have_is_a_damaged_line(self, two, tmp_path, settings):
-        path = tmp_path / "runs"
-        stored_run(two[0])
-        list(export_runs(two[0], path))
-        data = json.loads(path.read_text())
-        del data["crc32"]
-        data["run"]["started_at"] = "0001-01-01T00:00:00+14:00"
-        path.write_text(json.dumps(data))
-        settings.USE_TZ = False
-        (damaged,) = import_runs(path, two[1])
-        assert isinstance(damaged, DamagedLine)
-
-    def test_a_file_that_is_not_compressed_says_so(self, two, tmp_path):
-        (tmp_path / "runs.gz").write_text("plain\n")
-        (result,) = import_runs(tmp_path / "runs.gz", two[1])
-        assert "ot a gzip" in result.reason
-
-    def test_a_file_that_cannot_be_opened_is_an_error(self, two, tmp_path):
-        for use in (
-            lambda path: export_runs(two[0], path),
-            lambda path: import_runs(path, two[1]),
-        ):
-            with pytest.raises(ExportFileError, match="No such file or directory"):
-                list(use(tmp_path / "gone" / "runs.jsonl"))
-
-    def test_an_export_that_is_broken_off_leaves_no_file(self, two, tmp_path):
-        stored_run(two[0])
-        stored_run(two[0])
-        exporting = export_runs(two[0], tmp_path / "runs.jsonl")
-        next(exporting)
-        exporting.close()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_run_whose_state_is_damaged_leaves_a_damaged_line(self, two, tmp_path):
-        from workflow_storage import ExecutionState
-
-        source, target = two
-        path = tmp_path / "runs.jsonl"
-        self.damaged_file(two, path)
-        ExecutionState.objects.using(source.runs.alias).filter(run_id="run-3", step=1).update(
-            state_json="damaged"
-        )
-
-        results = {result.run_id: result for result in export_runs(source, path)}
-
-        assert results["run-3"].outcome == "refused"
-        imported = list(import_runs(path, target))
-        assert [type(result).__name__ for result in imported].count("DamagedLine") == 1
-        assert target.runs.count_runs() == 5
-
-
-def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch):
-    source, target = two
-    monkeypatch.setattr("workflow_storage.base.PAGE_SIZE", 10)
-
-    def peak(work):
-        tracemalloc.start()
-        try:
-            for _ in work:
-                pass
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    payload = "x" * 40_000
-    peaks = []
-    for count in (30, 120):
-        now = timezone.now()
-        WorkflowRun.objects.using(source.runs.alias).bulk_create(
-            [new_run(inputs=payload, started_at=now) for _ in range(count)]
-        )
-        path = tmp_path / "runs.jsonl.gz"
-        peaks.append(
-            (
-                peak(copy_runs(source, target)),
-                peak(export_runs(source, path)),
-                peak(import_runs(path, target)),
-            )
-        )
-    for small, large in zip(*peaks, strict=True):
-        assert large < small * 1.5
-    assert gzip.decompress(path.read_bytes())

@@ -1,0 +1,186 @@
+"""Lines of runs: what they hold, damaged ones, times, and the memory that they take."""
+
+import gzip
+import json
+import tracemalloc
+from datetime import datetime
+
+from django.utils import timezone
+
+from tests.transfer.conftest import outcomes
+from workflow_storage import (
+    WorkflowRun,
+)
+from workflow_storage.testing import new_run, stored_run
+from workflow_storage.transfer import (
+    DamagedLine,
+    copy_runs,
+    export_runs,
+    import_runs,
+)
+
+
+class TestLines:
+    def test_a_line_is_a_run_with_its_states(self, two, tmp_path):
+        source, _ = two
+        run = stored_run(source, inputs={"a": 1})
+        source.states.save_state(run.id, {"b": "ä"}, "node")
+
+        list(export_runs(source, tmp_path / "runs.jsonl"))
+
+        (line,) = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
+        data = json.loads(line)
+        assert data["workflow_storage"] == 1
+        assert data["run"]["inputs"] == {"a": 1}
+        assert data["run"]["started_at"] == run.started_at.isoformat()
+        assert data["states"][0]["state_data"] == {"b": "ä"}
+
+    def damaged_file(self, two, path):
+        source, _ = two
+        for number in range(6):
+            run = stored_run(source, id=f"run-{number}")
+            source.states.save_state(run.id, {}, "node")
+            source.states.save_state(run.id, {}, "node")
+        list(export_runs(source, path))
+        return path.read_text().splitlines()
+
+    def test_a_damaged_line_is_reported_and_the_rest_goes_in(self, two, tmp_path):
+        path = tmp_path / "runs.jsonl"
+        lines = self.damaged_file(two, path)
+        good = json.loads(lines[0])
+        damaged = [
+            lines[1][:-5],
+            "not JSON",
+            "[]",
+            '{"workflow_storage": 2}',
+            json.dumps({**good, "run": {**good["run"], "status": "done"}}),
+            json.dumps({**good, "run": {**good["run"], "started_at": "yesterday"}}),
+            json.dumps({**good, "run": {**good["run"], "unknown": 1}}),
+            json.dumps({**good, "states": [good["states"][1], good["states"][0]]}),
+            json.dumps({**good, "states": [{**good["states"][0], "state_data": []}]}),
+            json.dumps({**good, "states": [{"step": 0}]}),
+            json.dumps({**good, "states": None}),
+            "\xff".encode("latin1").decode("utf-8", "surrogateescape"),
+        ]
+        text = "\n".join(["", *damaged, *lines[2:], ""])
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+        results = list(import_runs(path, two[1]))
+
+        bad = [result for result in results if isinstance(result, DamagedLine)]
+        assert [line.number for line in bad] == list(range(2, 2 + len(damaged)))
+        assert all(line.reason for line in bad)
+        assert [run.id for run in two[1].runs.iter_runs()] == [f"run-{n}" for n in (3, 2, 1, 0)]
+
+    def test_a_line_that_was_changed_on_purpose_goes_in_without_its_checksum(self, two, tmp_path):
+        source, target = two
+        stored_run(source, id="run", inputs="old")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(source, path))
+        line = path.read_text().replace("old", "new")
+        path.write_text(line)
+        (damaged,) = import_runs(path, target)
+        assert (
+            'its checksum differs. If it was changed on purpose, delete "crc32"' in damaged.reason
+        )
+
+        data = json.loads(line)
+        del data["crc32"]
+        path.write_text(json.dumps(data))
+        assert outcomes(import_runs(path, target)) == {"run": "copied"}
+        assert target.runs.get("run").inputs == "new"
+
+    def test_what_is_refused_is_refused_with_the_number_of_its_line(self, two, tmp_path):
+        stored_run(two[0], id="run")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(two[0], path))
+        data = json.loads(path.read_text())
+        del data["crc32"]
+        data["run"]["inputs"] = float("nan")
+        path.write_text(f"\n{json.dumps(data)}\n")
+        (result,) = import_runs(path, two[1])
+        assert (result.outcome, result.reason[:7]) == ("refused", "Line 2:")
+
+    def test_a_project_without_time_zones_takes_a_file_of_one_with_them(
+        self, two, tmp_path, settings
+    ):
+        run = stored_run(two[0])
+        list(export_runs(two[0], tmp_path / "runs"))
+        settings.USE_TZ = False
+        (result,) = import_runs(tmp_path / "runs", two[1])
+        assert result.outcome == "copied"
+        assert two[1].runs.get(run.id).started_at == timezone.make_naive(run.started_at)
+
+    def test_a_project_without_time_zones_writes_their_offset(self, two, tmp_path, settings):
+        settings.USE_TZ = False
+        settings.TIME_ZONE = "Europe/Berlin"
+        run = stored_run(two[0], started_at=datetime(2026, 7, 1, 12))
+        path = tmp_path / "runs"
+        list(export_runs(two[0], path))
+        assert json.loads(path.read_text())["run"]["started_at"] == "2026-07-01T12:00:00+02:00"
+
+        settings.TIME_ZONE = "America/New_York"
+        list(import_runs(path, two[1]))
+        assert two[1].runs.get(run.id).started_at == datetime(2026, 7, 1, 6)
+
+    def test_a_time_that_the_project_cannot_have_is_a_damaged_line(self, two, tmp_path, settings):
+        path = tmp_path / "runs"
+        stored_run(two[0])
+        list(export_runs(two[0], path))
+        data = json.loads(path.read_text())
+        del data["crc32"]
+        data["run"]["started_at"] = "0001-01-01T00:00:00+14:00"
+        path.write_text(json.dumps(data))
+        settings.USE_TZ = False
+        (damaged,) = import_runs(path, two[1])
+        assert isinstance(damaged, DamagedLine)
+
+    def test_a_run_whose_state_is_damaged_leaves_a_damaged_line(self, two, tmp_path):
+        from workflow_storage import ExecutionState
+
+        source, target = two
+        path = tmp_path / "runs.jsonl"
+        self.damaged_file(two, path)
+        ExecutionState.objects.using(source.alias).filter(run_id="run-3", step=1).update(
+            state_json="damaged"
+        )
+
+        results = {result.run_id: result for result in export_runs(source, path)}
+
+        assert results["run-3"].outcome == "refused"
+        imported = list(import_runs(path, target))
+        assert [type(result).__name__ for result in imported].count("DamagedLine") == 1
+        assert target.runs.count_runs() == 5
+
+
+def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch):
+    source, target = two
+    monkeypatch.setattr("workflow_storage.base.PAGE_SIZE", 10)
+
+    def peak(work):
+        tracemalloc.start()
+        try:
+            for _ in work:
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    payload = "x" * 40_000
+    peaks = []
+    for count in (30, 120):
+        now = timezone.now()
+        WorkflowRun.objects.using(source.alias).bulk_create(
+            [new_run(inputs=payload, started_at=now) for _ in range(count)]
+        )
+        path = tmp_path / "runs.jsonl.gz"
+        peaks.append(
+            (
+                peak(copy_runs(source, target)),
+                peak(export_runs(source, path)),
+                peak(import_runs(path, target)),
+            )
+        )
+    for small, large in zip(*peaks, strict=True):
+        assert large < small * 1.5
+    assert gzip.decompress(path.read_bytes())

@@ -1,0 +1,34 @@
+"""Runs copied or moved from one store to another, or through a file of JSON Lines.
+
+What is in the target is never overwritten by something older, and a run is deleted from the
+source only after it has been read back equal. Every transfer can be interrupted and begun
+again: what is there already is not written twice.
+"""
+
+from workflow_storage.exceptions import CannotMoveError, ExportFileError
+from workflow_storage.transfer.copying import (
+    MAX_ATTEMPTS,
+    PROBE,
+    STATES_AT_ONCE,
+    Outcome,
+    Transferred,
+    copy_runs,
+)
+from workflow_storage.transfer.files import is_stream
+from workflow_storage.transfer.jsonlines import FORMAT, DamagedLine, export_runs, import_runs
+
+__all__ = [
+    "FORMAT",
+    "MAX_ATTEMPTS",
+    "PROBE",
+    "STATES_AT_ONCE",
+    "CannotMoveError",
+    "DamagedLine",
+    "ExportFileError",
+    "Outcome",
+    "Transferred",
+    "copy_runs",
+    "export_runs",
+    "import_runs",
+    "is_stream",
+]

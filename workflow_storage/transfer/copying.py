@@ -1,0 +1,328 @@
+"""Runs copied or moved from one store to another, and the rules of what may replace what.
+
+`jsonlines` brings what it reads from a file into a store by the same rules.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Unpack
+
+from django.utils import timezone
+
+from workflow_storage.exceptions import (
+    CannotMoveError,
+    DamagedStateError,
+    RunAlreadyExistsError,
+    RunChangedError,
+    RunNotFoundError,
+    StepConflictError,
+    StorageError,
+    StorageUnavailableError,
+)
+from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.validation import equal_checkpoints, equal_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from workflow_storage.base import Checkpoint, RunFilters, StorageBackend
+    from workflow_storage.models import WorkflowRun
+
+STATES_AT_ONCE = 20
+"""Checkpoints that are appended in one transaction, and held in memory for that."""
+
+PROBE = "workflow_storage: are these two stores one?"
+"""The workflow of a run that is stored in the target for a moment."""
+
+MAX_ATTEMPTS = 20
+"""Times that a run is tried while another process copies it to the same store."""
+
+# What happens then; the next time, this process finds what the other one wrote.
+_COPIED_BY_ANOTHER = (
+    RunAlreadyExistsError,
+    RunChangedError,
+    RunNotFoundError,
+    StepConflictError,
+)
+
+Outcome = Literal["copied", "updated", "unchanged", "refused"]
+
+
+class Transferred(NamedTuple):
+    """What became of one run."""
+
+    run_id: str
+    outcome: Outcome
+    """copied: it was not there; updated: it had changed, or had new states; refused: see reason."""
+    states: int = 0
+    """How many checkpoints were written."""
+    deleted: bool = False
+    """Whether it was deleted from the source."""
+    reason: str = ""
+    """Why it was refused, or not deleted."""
+
+
+def copy_runs(
+    source: StorageBackend,
+    target: StorageBackend,
+    *,
+    move: bool = False,
+    **filters: Unpack[RunFilters],
+) -> Iterator[Transferred]:
+    """Copy runs with all their states from one store to another, newest first.
+
+    Afterwards a run is the same in both: every field, step, node and time. A run that is
+    there already gets what is new. It is refused if it is another run with the same id, or if
+    it is not clear that the source has the newer one; the others are copied nevertheless.
+
+    Args:
+        source: where the runs are.
+        target: where they go.
+        move: delete each finished run from the source once it has been read back equal.
+        **filters: which runs; see `RunFilters`.
+
+    Yields:
+        What became of each run, once it is done. The copying goes on with the iteration.
+
+    Raises:
+        CannotMoveError: before anything is done, if `move` has the same store twice, or one of
+            them has a transaction open: a rollback would lose what was deleted elsewhere.
+        StorageUnavailableError: if a store does not answer; call it again to go on.
+    """
+    refuse_useless(target)
+    if move:
+        if source.in_transaction() or target.in_transaction():
+            raise CannotMoveError("transaction")
+        _refuse_same_store(source, target)
+    for run in source.runs.iter_runs(**filters):
+        with suppress(RunNotFoundError):  # deleted in the source meanwhile
+            yield _copied(run, source, target, move=move)
+
+
+class History(Protocol):
+    """The checkpoints of a run, wherever they come from."""
+
+    def at(self, step: int) -> Checkpoint | None: ...
+
+    def newest(self) -> Checkpoint | None: ...
+
+    def after(self, step: int) -> Iterator[Checkpoint]: ...
+
+
+class _StoredHistory:
+    """The checkpoints of a run in a store, read when they are asked for."""
+
+    def __init__(self, store: StorageBackend, run_id: str) -> None:
+        self._states = store.states
+        self._run_id = run_id
+
+    def at(self, step: int) -> Checkpoint | None:
+        return self._states.get_state(self._run_id, step)
+
+    def newest(self) -> Checkpoint | None:
+        return self._states.get_latest_checkpoint(self._run_id)
+
+    def after(self, step: int) -> Iterator[Checkpoint]:
+        return self._states.iter_state_history(self._run_id, after=step)
+
+
+class ListedHistory:
+    """The checkpoints of a run that were all read from a file."""
+
+    def __init__(self, checkpoints: list[Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+
+    def at(self, step: int) -> Checkpoint | None:
+        return next((one for one in self._checkpoints if one["step"] == step), None)
+
+    def newest(self) -> Checkpoint | None:
+        return self._checkpoints[-1] if self._checkpoints else None
+
+    def after(self, step: int) -> Iterator[Checkpoint]:
+        return (one for one in self._checkpoints if one["step"] > step)
+
+
+def _copied(
+    run: WorkflowRun, source: StorageBackend, target: StorageBackend, *, move: bool
+) -> Transferred:
+    # As it is now; it was read together with others, some time ago.
+    run = _current(run.id, source)
+    done = bring_up_to_date(run, _StoredHistory(source, run.id), target)
+    if done.outcome == "refused":
+        return done
+    if not move or run.status not in TERMINAL_STATUSES:
+        if source.runs.get(run.id) is None:
+            return done._replace(reason="It was deleted in the source while it was copied.")
+        return done
+    try:
+        last = _newest_if_equal(run, source, target)
+        source.runs.delete_unchanged(run, last)
+    except StorageUnavailableError:
+        raise
+    except RunNotFoundError:
+        return done  # another process has moved it, too
+    except StorageError as exc:
+        return done._replace(reason=f"It was copied, but not deleted: {exc}")
+    return done._replace(deleted=True)
+
+
+def _current(run_id: str, store: StorageBackend) -> WorkflowRun:
+    run = store.runs.get(run_id)
+    if run is None:
+        raise RunNotFoundError(run_id)
+    return run
+
+
+def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend) -> Transferred:
+    """Bring the run in the target up to date, or say why not."""
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            return _updated(run, history, target)
+        except StorageUnavailableError:
+            raise
+        except DamagedStateError as exc:
+            reason = f"{exc} What comes before it is in the target."
+            return Transferred(run.id, "refused", reason=reason)
+        except StorageError as exc:
+            if not isinstance(exc, _COPIED_BY_ANOTHER) or attempt == MAX_ATTEMPTS - 1:
+                return Transferred(run.id, "refused", reason=str(exc))
+    raise AssertionError("unreachable")
+
+
+def _updated(run: WorkflowRun, history: History, target: StorageBackend) -> Transferred:
+    stored = target.runs.get(run.id)
+    if stored is None:
+        target.runs.put(run)
+        return Transferred(run.id, "copied", _appended(run.id, history.after(-1), target))
+    last = target.states.get_latest_checkpoint(run.id)
+    reason = _conflict(run, history, stored, last)
+    if reason:
+        return Transferred(run.id, "refused", reason=reason)
+    count = _appended(run.id, history.after(-1 if last is None else last["step"]), target)
+    if equal_runs(stored, run):
+        return Transferred(run.id, "updated" if count else "unchanged", count)
+    target.runs.put(run, over=stored)
+    return Transferred(run.id, "updated", count)
+
+
+def _appended(run_id: str, checkpoints: Iterator[Checkpoint], target: StorageBackend) -> int:
+    writer = target.states.writer(run_id)
+    count = 0
+    while written := writer.append(list(itertools.islice(checkpoints, STATES_AT_ONCE))):
+        count += written
+    return count
+
+
+def _conflict(
+    run: WorkflowRun, history: History, stored: WorkflowRun, last: Checkpoint | None
+) -> str | None:
+    """Return why a run in the target is not just an earlier form of this one, if it is not."""
+    if (stored.workflow_name, stored.started_at) != (run.workflow_name, run.started_at):
+        return (
+            f"The target has another run with this id, of {stored.workflow_name!r}, started at "
+            f"{stored.started_at}. Delete one of them."
+        )
+    newest = history.newest()
+    behind = newest is not None and last is not None and newest["step"] < last["step"]
+    ahead = newest is not None and (last is None or newest["step"] > last["step"])
+    if newest is not None and last is not None and not behind:
+        same_step = history.at(last["step"])
+        if same_step is not None and not equal_checkpoints(same_step, last):
+            return (
+                f"The target has another state at step {last['step']}. The run went on "
+                "differently in both; delete it in one of them."
+            )
+    if behind:
+        return (
+            f"The target has states up to step {last['step']}, which are not here. "  # type: ignore[index]
+            "It went on there, or began anew here; delete it in one of them."
+        )
+    if ahead and last is not None:
+        following = next(history.after(last["step"]), None)
+        if following is not None and following["step"] != last["step"] + 1:
+            return (
+                f"The target has states up to step {last['step']}, and the next one here is step "
+                f"{following['step']}; those between were deleted here. Delete the run in the "
+                "target, to copy those that are left."
+            )
+    return None if equal_runs(stored, run) else _unclear(run, stored, ahead=ahead)
+
+
+def _unclear(run: WorkflowRun, stored: WorkflowRun, *, ahead: bool) -> str | None:
+    """Return why it is not clear that the run is newer here than in the target, if it is not."""
+    here, there = _last_change(run), _last_change(stored)
+    if there > here:
+        return (
+            f"It was changed in the target, at {there}, after it was here, at {here}. "
+            "Delete it in one of them, or copy it the other way."
+        )
+    if there == here and not ahead:
+        return (
+            "It is not the same in the target, and neither is newer: its last change of status "
+            f"or heartbeat was at {here} in both. Delete it in one of them."
+        )
+    return None
+
+
+def _last_change(run: WorkflowRun) -> datetime:
+    moments = (run.started_at, run.heartbeat_at, run.completed_at)
+    return max(moment for moment in moments if moment is not None)
+
+
+def _newest_if_equal(
+    run: WorkflowRun, source: StorageBackend, target: StorageBackend
+) -> Checkpoint | None:
+    """Read a run back from the target, and return its newest checkpoint in the source.
+
+    Raises:
+        StorageError: unless the run and all its states are equal in both.
+    """
+    unequal = StorageError(
+        "It does not read back equal from the target. Move it again, in case it was changed "
+        "meanwhile; if this comes again, compare the two."
+    )
+    read = target.runs.get(run.id)
+    if read is None or not equal_runs(read, run):
+        raise unequal
+    here = source.states.iter_state_history(run.id)
+    last = next(here, None)
+    if last is None:
+        return None
+    # The target may also have older ones, which the source has deleted since.
+    there = target.states.iter_state_history(run.id, after=last["step"] - 1)
+    for ours, theirs in itertools.zip_longest(itertools.chain([last], here), there):
+        if ours is None or theirs is None or not equal_checkpoints(ours, theirs):
+            raise unequal
+        last = ours
+    return last
+
+
+def refuse_useless(target: StorageBackend) -> None:
+    """Read from a target, so that one that refuses everything says so once, not for each run."""
+    target.runs.list_runs(limit=1)
+
+
+def _refuse_same_store(source: StorageBackend, target: StorageBackend) -> None:
+    """Tell by a run that is stored for a moment whether two stores are one.
+
+    Their names cannot tell: one database has many URLs.
+    """
+    from workflow_storage.models import WorkflowRun
+
+    if type(source.runs) is not type(target.runs):
+        return
+    now = timezone.now()
+    # Those of processes that were killed at this point.
+    target.runs.delete_finished(before=now - timedelta(minutes=1), workflow_name=PROBE)
+    probe = WorkflowRun(workflow_name=PROBE, status=RunStatus.CANCELLED)
+    target.runs.add(probe)
+    try:
+        same = source.runs.get(probe.id) is not None
+    finally:
+        target.runs.delete(probe.id)
+    if same:
+        raise CannotMoveError("same store")
