@@ -1,4 +1,4 @@
-"""The README's code runs, and says what it prints."""
+"""The code of every README runs, and prints what it says."""
 
 import io
 import os
@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TESTED = re.compile(r"<!-- tested -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def examples():
+    """Yield each tested block, named after its README: ``recorder/README.md-2``."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "workflow_storage").rglob("README.md"))]:
+        name = path.relative_to(ROOT).as_posix().removeprefix("workflow_storage/")
+        for number, code in enumerate(TESTED.findall(path.read_text()), start=1):
+            yield pytest.param(code, id=f"{name}-{number}")
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("code", EXAMPLES)
+@pytest.mark.parametrize("code", list(examples()))
 def test_an_example_prints_what_it_says(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = io.StringIO()
@@ -29,7 +38,7 @@ def test_the_first_example_also_runs_in_a_plain_script(tmp_path):
     environment = {name: value for name, value in os.environ.items() if "DJANGO" not in name}
 
     result = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[0]],
+        [sys.executable, "-c", TESTED.findall(README)[0]],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
