@@ -1,5 +1,6 @@
 """Copying and moving runs: all of it, nothing twice, nothing lost."""
 
+import itertools
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ import sys
 import time
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
 from tests.transfer.conftest import assert_equal, both, filled, outcomes
@@ -166,26 +167,26 @@ def test_a_transaction_with_one_snapshot_sees_what_changed_since(mysql_url, djan
         forget(backend.alias)
 
 
-def test_an_append_that_is_tried_again_loses_no_state(mysql_url, django_db_blocker, monkeypatch):
+def test_an_append_that_is_tried_again_loses_no_state(mysql_url, django_db_blocker):
     with django_db_blocker.unblock():
         backend = create_storage_backend(mysql_url)
         run = stored_run(backend)
         writer = backend.states.writer(run.id)
-        append = writer._append
-        failing = iter([True])
+        inserts = itertools.count()
 
-        def once(text, node_id, step, at):
-            if step == 5 and next(failing, False):
+        def once(execute, sql, params, many, context):
+            if sql.startswith("INSERT") and next(inserts) == 5:
                 raise OperationalError(1213, "Deadlock found when trying to get lock")
-            return append(text, node_id, step, at)
+            return execute(sql, params, many, context)
 
-        monkeypatch.setattr(writer, "_append", once)
         now = timezone.now()
         checkpoints = (
             Checkpoint(step=step, node_id="node", state_data={"n": step}, created_at=now)
             for step in range(10)
         )
-        assert writer.append(checkpoints) == 10
+        with connections[backend.alias].execute_wrapper(once):
+            assert writer.append(checkpoints) == 10
+        assert next(inserts) > 10
         history = backend.states.get_state_history(run.id)
         assert [one["step"] for one in history] == list(range(10))
         backend.runs.delete(run.id)
