@@ -16,7 +16,7 @@ from workflow_storage import (
     record_run,
     resume_run,
 )
-from workflow_storage.backends.orm.registration import forget
+from workflow_storage.factory import forget
 from workflow_storage.testing import stored_run
 
 

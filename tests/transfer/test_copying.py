@@ -19,7 +19,7 @@ from workflow_storage import (
     StorageUnavailableError,
     create_storage_backend,
 )
-from workflow_storage.backends.orm.registration import forget
+from workflow_storage.factory import forget
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 from workflow_storage.transfer import (
     CannotMoveError,
