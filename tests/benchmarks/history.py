@@ -136,7 +136,7 @@ def langgraph(url: str, folder: Path | None, pragma: str | None = None) -> Any:
                 connection.execute(f"PRAGMA {pragma}")
             saver = SqliteSaver(connection)
     except ImportError as exc:
-        print(f"without LangGraph ({exc}); to compare with it: pip install -e '.[bench]'")
+        print(f"without LangGraph ({exc}); to compare with it: pip install --group bench")
         return None
     saver.setup()
     config: dict[str, Any] = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}

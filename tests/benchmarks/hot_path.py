@@ -262,6 +262,6 @@ def _sqlalchemy(url: str, payload: Any) -> Any:
     try:
         from tests.benchmarks.alchemy import Alchemy
     except ImportError as exc:
-        print(f"without SQLAlchemy ({exc}); to compare with it: pip install -e '.[bench]'")
+        print(f"without SQLAlchemy ({exc}); to compare with it: pip install --group bench")
         return None
     return Alchemy(url)
