@@ -38,6 +38,7 @@ from workflow_storage.backends.redis import (
     open_redis,
 )
 from workflow_storage.backends.redis.connection import RedisStore
+from workflow_storage.backends.redis.url import RedisURL
 from workflow_storage.base import AbstractExecutionStateRepository, AbstractWorkflowRunRepository
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 
@@ -134,15 +135,17 @@ class TestURLs:
             create_storage_backend(url).runs.get("x")
 
     def test_parameters_reach_redis_py(self):
-        store = RedisStore("rediss://u:p%40@h:7000/2?prefix=a.b:c&socket_timeout=3&wait_replicas=2")
-        options = store._client(store._nodes[0]).connection_pool.connection_kwargs
-        assert (store.prefix, store.wait_replicas, store.bases) == ("a.b:c", 2, ["{a.b:c}"])
+        store = RedisStore(
+            RedisURL.parse("rediss://u:p%40@h:7000/2?prefix=a.b:c&socket_timeout=3&wait_replicas=2")
+        )
+        options = store.client(store.url.nodes[0]).connection_pool.connection_kwargs
+        assert (store.prefix, store.wait_replicas, store.key_prefixes) == ("a.b:c", 2, ["{a.b:c}"])
         assert (options["host"], options["port"], options["db"]) == ("h", 7000, 2)
         assert (options["username"], options["password"]) == ("u", "p@")
         assert options["socket_timeout"] == 3.0
-        store = RedisStore("rediss+cluster://u:p@h:7000,h2?prefix=x")
-        assert store._nodes == [("h", 7000), ("h2", 6379)]
-        connection = store._client(("h2", 6379)).connection_pool.make_connection()
+        store = RedisStore(RedisURL.parse("rediss+cluster://u:p@h:7000,h2?prefix=x"))
+        assert list(store.url.nodes) == [("h", 7000), ("h2", 6379)]
+        connection = store.client(("h2", 6379)).connection_pool.make_connection()
         assert isinstance(connection, redis.SSLConnection)
 
     def test_a_unix_socket_is_a_server_too(self, tmp_path):
@@ -260,8 +263,8 @@ class TestKeys:
 
     def test_the_slots_are_spread_evenly_over_a_cluster(self):
         for prefix in ("workflow_storage", "a", "staging.eu:west-1"):
-            store = RedisStore(f"redis+cluster://h:1?prefix={prefix}")
-            parts = [key_slot(base.encode()) * 16 // 16384 for base in store.bases]
+            store = RedisStore(RedisURL.parse(f"redis+cluster://h:1?prefix={prefix}"))
+            parts = [key_slot(one.encode()) * 16 // 16384 for one in store.key_prefixes]
             assert parts == list(range(16))
 
     def test_growing_states_take_little_more_than_the_last_one(self, backend):
@@ -303,7 +306,7 @@ class TestKeys:
         for run in runs[::3]:
             for server in store.servers():
                 with suppress(redis.ResponseError):
-                    server.delete(f"{store.base(run.id)}:run:{run.id}")
+                    server.delete(f"{store.key_prefix(run.id)}:run:{run.id}")
         left = [run.id for number, run in enumerate(runs) if number % 3]
 
         assert [run.id for run in backend.runs.list_runs(limit=13)] == left
@@ -323,7 +326,7 @@ class TestKeys:
         store = backend.runs.store
         for server in store.servers():
             with suppress(redis.ResponseError):
-                server.hset(f"{store.base(run.id)}:run:{run.id}", "inputs", "{")
+                server.hset(f"{store.key_prefix(run.id)}:run:{run.id}", "inputs", "{")
         with pytest.raises(StorageError, match=f"{run.id} cannot be read"):
             backend.runs.get(run.id)
 
@@ -336,7 +339,7 @@ class TestKeys:
         store = backend.runs.store
         for server in store.servers():
             with suppress(redis.ResponseError):
-                key = f"{store.base(run.id)}:states:{run.id}"
+                key = f"{store.key_prefix(run.id)}:states:{run.id}"
                 delta = bytearray(server.hget(key, 8))
                 delta[len(delta) // 2] ^= 1
                 server.hset(key, 8, bytes(delta))
@@ -362,7 +365,7 @@ class TestKeys:
         store = backend.runs.store
         for server in store.servers():
             with suppress(redis.ResponseError):
-                server.delete(f"{store.base(run.id)}:states:{run.id}")
+                server.delete(f"{store.key_prefix(run.id)}:states:{run.id}")
 
         for call in (
             lambda: backend.states.get_latest_state(run.id),
@@ -585,7 +588,7 @@ class TestServers:
             def forget():
                 while not done.is_set():
                     for port in servers.ports:
-                        store._forget(("127.0.0.1", port))
+                        store.cluster.forget(("127.0.0.1", port))
 
             interval = sys.getswitchinterval()
             sys.setswitchinterval(1e-6)
@@ -614,7 +617,7 @@ class TestServers:
             try:
                 down = [run for run in runs if not reachable(backend, run)]
                 assert 0 < len(down) < 24
-                known = set(backend.runs.store._owners.values())
+                known = set(backend.runs.store.cluster.owners.values())
                 assert known == {("127.0.0.1", port) for port in servers.ports[1:]}
             finally:
                 os.kill(hung.pid, signal.SIGCONT)
@@ -700,8 +703,8 @@ class TestServers:
                 ]
                 try:
                     wait_until(lambda: sum(map(len, acknowledged.values())) > 100)
-                    for base in backend.runs.store.bases:
-                        move_slot(servers, key_slot(base.encode()))
+                    for prefix in backend.runs.store.key_prefixes:
+                        move_slot(servers, key_slot(prefix.encode()))
                 finally:
                     stop.set()
                 failures = [failure for work in works for failure in work.result()]

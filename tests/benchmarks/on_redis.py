@@ -127,7 +127,7 @@ def _run(*, quick: bool) -> None:
         _memory(backend, client, MEMORY_RUNS // 10 if quick else MEMORY_RUNS)
         client.flushall()
         beside = create_storage_backend(postgres) if postgres else None
-        _compare(backend, Driver(client, backend.runs.store.bases[0]), beside, rounds)
+        _compare(backend, Driver(client, backend.runs.store.key_prefixes[0]), beside, rounds)
         if beside:
             forget(beside.runs.alias)
         backend.runs.store.close()

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from workflow_storage.exceptions import StorageError
+
+try:
+    import redis  # noqa: F401 - the first of its imports says what to install
+except ImportError as exc:
+    raise StorageError(
+        "redis-py is not installed. Run: pip install 'django-workflow-storage[redis]'"
+    ) from exc
+
 from workflow_storage.backends.redis.checks import check_durability
 from workflow_storage.backends.redis.connection import RedisStore
 from workflow_storage.backends.redis.runs import RedisWorkflowRunRepository
 from workflow_storage.backends.redis.states import RedisExecutionStateRepository
+from workflow_storage.backends.redis.url import RedisURL
 from workflow_storage.base import StorageBackend
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ class RedisBackend(StorageBackend):
         self.store = runs.store
 
     def check(self) -> list[CheckMessage]:
-        return check_durability(self.store)
+        return check_durability(self.store.url)
 
     def close(self) -> None:
         self.store.close()
@@ -57,7 +67,7 @@ def open_redis(url: str) -> RedisBackend:
     Raises:
         UnsupportedBackendError: if the URL cannot be used.
     """
-    store = RedisStore(url)
+    store = RedisStore(RedisURL.parse(url))
     return RedisBackend(RedisWorkflowRunRepository(store), RedisExecutionStateRepository(store))
 
 

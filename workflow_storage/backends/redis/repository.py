@@ -1,28 +1,41 @@
-"""What the repositories on Redis share: the keys of a run, and how times are written."""
+"""What both repositories on Redis share: a method out of an operation, keys, times as text."""
 
 from __future__ import annotations
 
+import inspect
+import random
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from django.conf import settings
 
-from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.connection import Call, RedisStore
-from workflow_storage.validation import RUN_FIELDS, plain_text
+from workflow_storage.backends.redis.scripts import INDEXES, Call, Script
+from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Coroutine
 
-FIELDS = RUN_FIELDS[1:]
-"""The fields in the hash of a run; the id is in its key."""
+    from workflow_storage.backends.redis.connection import Operation, RedisStore
+
+    class _HasStore(Protocol):
+        @property
+        def store(self) -> RedisStore: ...
+
+
+_S = TypeVar("_S", bound="_HasStore")
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 TIME_LENGTH = 26
 """Characters of what `time_text` writes."""
 
 
 class RedisRepository:
-    """What both repositories know: the store, and the keys of a run."""
+    """What both repositories know.
+
+    Attributes:
+        store: the server or cluster.
+    """
 
     def __init__(self, store: RedisStore) -> None:
         self.store = store
@@ -30,39 +43,87 @@ class RedisRepository:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.store.name!r})"
 
-    def _call(self, script: scripts.Script, run_id: str, *args: Any) -> Call:
-        """Give the call of a script on a run."""
-        run_id = plain_text(run_id)
-        base = self.store.base(run_id)
-        return Call(script, (f"{base}:run:{run_id}", f"{base}:states:{run_id}"), (run_id, *args))
 
-    def _indexing(self, script: scripts.Script, run_id: str, *args: Any) -> Call:
-        """Give the call of a script on a run that changes its place in the indexes."""
-        call = self._call(script, run_id, *args)
-        base = self.store.base(run_id)
-        return call._replace(keys=(*call.keys, *(f"{base}:{name}" for name in scripts.INDEXES)))
+def blocking(
+    operation: Callable[Concatenate[_S, _P], Operation[_T]],
+) -> Callable[Concatenate[_S, _P], _T]:
+    """Make the method of the contract that carries out an operation.
 
-    def _read(self, run_ids: Iterable[str], *extra: str) -> list[tuple[Any, ...]]:
-        """Give the commands that read runs, and further fields of theirs."""
-        return [
-            ("HMGET", f"{self.store.base(run_id)}:run:{run_id}", *FIELDS, *extra)
-            for run_id in map(plain_text, run_ids)
-        ]
+    So a class says ``get = blocking(_get)``, and ``aget = awaitable(_get)`` under it.
+
+    Args:
+        operation: named as the method, after a ``_``, in a class that has a `store`; with the
+            arguments of the method.
+    """
+
+    def method(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self.store.execute(operation(self, *args, **kwargs))
+
+    _pose(method, operation, prefix="")
+    return method
 
 
-def parsed_time(value: bytes) -> datetime:
-    """Give the time that `time_text` has written."""
-    moment = datetime.fromisoformat(value.decode())
-    return moment.replace(tzinfo=UTC) if settings.USE_TZ else moment
+def awaitable(
+    operation: Callable[Concatenate[_S, _P], Operation[_T]],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """Make the async twin of what `blocking` makes."""
+
+    async def method(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self.store.aexecute(operation(self, *args, **kwargs))
+
+    _pose(method, operation, prefix="a")
+    return method
+
+
+def _pose(method: Any, operation: Callable[..., Any], prefix: str) -> None:
+    """Let a method look as if it was written by hand, to `help` and to `inspect.signature`.
+
+    `functools.wraps` would say that it is its operation.
+    """
+    owner, _, private_name = operation.__qualname__.rpartition(".")
+    name = private_name.removeprefix("_")
+    contract = owner.replace("Redis", "Abstract" if owner.endswith("Repository") else "")
+    method.__module__ = operation.__module__
+    method.__name__, method.__qualname__ = f"{prefix}{name}", f"{owner}.{prefix}{name}"
+    method.__doc__ = f"Async twin of `{name}`." if prefix else f"See `{contract}.{name}`."
+    # Annotations are text where they are not evaluated: "Operation[int]" is to be "int".
+    result = operation.__annotations__["return"].removeprefix("Operation[").removesuffix("]")
+    method.__annotations__ = {**operation.__annotations__, "return": result}
+    method.__signature__ = inspect.signature(operation).replace(return_annotation=result)
+
+
+def call(store: RedisStore, script: Script, run_id: str, *args: Any) -> Call:
+    """Return the call of a script on a run."""
+    run_id = plain_text(run_id)
+    prefix = store.key_prefix(run_id)
+    return Call(script, (f"{prefix}:run:{run_id}", f"{prefix}:states:{run_id}"), (run_id, *args))
+
+
+def indexing_call(store: RedisStore, script: Script, run_id: str, *args: Any) -> Call:
+    """Return the call of a script on a run that changes its place in the indexes."""
+    plain = call(store, script, run_id, *args)
+    prefix = store.key_prefix(plain.args[0])
+    return plain._replace(keys=(*plain.keys, *(f"{prefix}:{name}" for name in INDEXES)))
 
 
 def time_text(value: datetime) -> str:
-    """Give a time as 26 characters that sort as times do: in UTC if it has a time zone."""
+    """Return a time as 26 characters that sort as times do: in UTC if it has a time zone."""
     if value.tzinfo is not None:
         value = value.astimezone(UTC).replace(tzinfo=None)
     return value.isoformat(timespec="microseconds")
 
 
+def parsed_time(value: bytes) -> datetime:
+    """Return the time that `time_text` has written."""
+    moment = datetime.fromisoformat(value.decode())
+    return moment.replace(tzinfo=UTC) if settings.USE_TZ else moment
+
+
+def new_mark(created_at: datetime, node_id: str) -> bytes:
+    """Return what is stored beside a state: its time, a number that tells it, its node."""
+    return f"{time_text(created_at)} {random.getrandbits(32):08x} {node_id}".encode()
+
+
 def parsed_mark(mark: bytes) -> tuple[str, datetime]:
-    """Give the node and the time of the mark that is stored beside a state."""
+    """Return the node and the time of a mark."""
     return mark[TIME_LENGTH + 10 :].decode(), parsed_time(mark[:TIME_LENGTH])

@@ -1,16 +1,16 @@
 """What Redis runs by itself, each script one atomic change or one consistent read of a run.
 
 A run, its states and its entries in the indexes lie in one hash slot, so that a script
-changes them together. The keys, for a base such as ``{workflow_storage}``:
+changes them together. The keys, for a key prefix such as ``{workflow_storage}``:
 
-- ``<base>:run:<id>``, a hash: the fields of the run, and next_step, first_step (of the
+- ``<prefix>:run:<id>``, a hash: the fields of the run, and next_step, first_step (of the
   states that are kept), state_at (when the newest was saved) and version (counts changes).
-- ``<base>:states:<id>``, a hash: each state under its step, and under ``m<step>`` when it
+- ``<prefix>:states:<id>``, a hash: each state under its step, and under ``m<step>`` when it
   was saved, a random mark, and its node.
-- ``<base>:runs:<status>`` and ``<base>:workflows:<status>``, sorted sets in lexicographic
+- ``<prefix>:runs:<status>`` and ``<prefix>:workflows:<status>``, sorted sets in lexicographic
   order (all scores are 0), whose entries are the start and the id; in the latter behind the
   name of the workflow and a NUL, which no name holds.
-- ``<base>:ended``, the same with the time of the end.
+- ``<prefix>:ended``, the same with the time of the end.
 
 Times are ISO 8601 with microseconds, 26 characters that sort as the times do. A script gets
 all keys that it touches as KEYS: the run, its states, and where it changes the indexes all of
@@ -39,6 +39,24 @@ class Script(NamedTuple):
     sha: str
     wrote: Callable[[Any], bool] | None
     """Whether its reply says that it has changed something; None if it never does."""
+
+
+class Call(NamedTuple):
+    """A script with its keys, all in one slot, and its arguments."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Any, ...]
+
+    @property
+    def by_sha(self) -> tuple[Any, ...]:
+        """The command, for a server that knows the script."""
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+    @property
+    def by_source(self) -> tuple[Any, ...]:
+        """The command, for a server that does not know it yet."""
+        return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
 
 
 _PLACES = ", ".join(f"{status} = {place}" for place, status in enumerate(RunStatus.values, 3))
@@ -113,7 +131,7 @@ def _is_a_number(reply: Any) -> bool:
 
 ADD = _script(
     """
--- The fields of a new run, as names and values. Gives whether the id was free.
+-- The fields of a new run, as names and values. Returns whether the id was free.
 if redis.call('EXISTS', run_key) == 1 then return 0 end
 -- First what Redis refuses when its memory is full; UNLINK is not, and what follows it isn't.
 set(2, #ARGV)
@@ -127,7 +145,7 @@ return 1
 CHANGE = _script(
     """
 -- The expected statuses as '|a|b|' or '', the last argument that is set, names and values to
--- set, names to clear. Gives the status that the run had, and whether that was expected.
+-- set, names to clear. Returns the status that the run had, and whether that was expected.
 local before = place()
 if not before[1] then return false end
 if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. before[1] .. '|', 1, true) then
@@ -141,7 +159,7 @@ return {before[1], 1}
 
 REPLACE = _script(
     """
--- A version, then as CHANGE, for a run that has it. Gives whether it was.
+-- A version, then as CHANGE, for a run that has it. Returns whether it was.
 local before = place()
 if not before[1] or redis.call('HGET', run_key, 'version') ~= ARGV[2] then return 0 end
 change(before)
@@ -152,7 +170,7 @@ return 1
 
 FAIL_STALLED = _script(
     """
--- A time, then as CHANGE, for a run that gave no sign of life since. Gives whether.
+-- A time, then as CHANGE, for a run that gave no sign of life since. Returns whether.
 local before = place()
 if before[1] ~= 'running' or before[3] >= ARGV[2] then return 0 end
 local signs = redis.call('HMGET', run_key, 'heartbeat_at', 'state_at')
@@ -167,7 +185,7 @@ return 1
 
 DELETE = _script(
     """
--- A version, or '' for any. Gives 1; 0 for another version, -1 if there is no such run.
+-- A version, or '' for any. Returns 1; 0 for another version, -1 if there is no such run.
 local before = place()
 if not before[1] then return -1 end
 if ARGV[2] ~= '' and redis.call('HGET', run_key, 'version') ~= ARGV[2] then return 0 end
@@ -180,7 +198,7 @@ return 1
 DELETE_ENDED = _script(
     """
 -- When it ended, the statuses as '|a|b|', a workflow or ''. Deletes the run if it still ended
--- then, and is one of these. Gives whether.
+-- then, and is one of these. Returns whether.
 local before = place()
 if not before[1] or before[4] ~= ARGV[2] then
   redis.call('ZREM', ended_at, ARGV[2] .. ' ' .. id)
@@ -223,7 +241,7 @@ for i = 3, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
 APPEND = _script(
     """
 -- What the step must be or '', its base or '', the mark of the base, the time, the mark, the
--- state. Gives the step; the next step, less than 0, minus 1 if it is not as it must be.
+-- state. Returns the step; the next step, less than 0, minus 1 if it is not as it must be.
 local next_step = redis.call('HGET', run_key, 'next_step')
 if not next_step then
   if redis.call('EXISTS', run_key) == 0 then return false end
@@ -244,7 +262,7 @@ return tonumber(next_step)
 APPEND_AT = _script(
     """
 -- A first step or '', the step, its base or '', the mark of the base, the time, the mark, the
--- state. Gives the step, as APPEND; with a first step, only to a run without states.
+-- state. Returns the step, as APPEND; with a first step, only to a run without states.
 local next_step = redis.call('HGET', run_key, 'next_step')
 if not next_step and redis.call('EXISTS', run_key) == 0 then return false end
 next_step = next_step or '0'
@@ -267,7 +285,7 @@ return tonumber(ARGV[3])
 
 CHAIN = _script(
     """
--- A step, '' for the newest, or 'base' for the base of the next one. Gives the next step and
+-- A step, '' for the newest, or 'base' for the base of the next one. Returns the next step and
 -- the first that is kept; then step, mark and state of that one, of its base, and so on, up to
 -- one that is stored whole.
 local bounds = redis.call('HMGET', run_key, 'next_step', 'first_step')
@@ -291,7 +309,7 @@ return chain
 
 PAGE = _script(
     """
--- The step after which to begin, and how many. Gives step, mark and state of each.
+-- The step after which to begin, and how many. Returns step, mark and state of each.
 local bounds = redis.call('HMGET', run_key, 'first_step', 'next_step')
 local first = math.max(tonumber(bounds[1] or 0), tonumber(ARGV[2]) + 1)
 local last = math.min(tonumber(bounds[2] or 0) - 1, first + tonumber(ARGV[3]) - 1)
@@ -309,7 +327,7 @@ return page
 TRIM = _script(
     """
 -- The first step to keep or '' for none, and step, mark and whole state of each that is to be
--- stored whole for that (with '' for one that is left as it is). Gives how many states were
+-- stored whole for that (with '' for one that is left as it is). Returns how many states were
 -- deleted; -1 if the states are not those that were read.
 local bounds = redis.call('HMGET', run_key, 'status', 'first_step', 'next_step')
 if not bounds[1] then return false end

@@ -1,0 +1,160 @@
+"""Appends states to one run in Redis, and remembers what the next is based on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+
+from workflow_storage.backends.redis import scripts
+from workflow_storage.backends.redis.records import read_runs
+from workflow_storage.backends.redis.repository import (
+    awaitable,
+    blocking,
+    call,
+    new_mark,
+    time_text,
+)
+from workflow_storage.base import Checkpoint, StateWriter
+from workflow_storage.deltas import SMALL_STATE, Chain, Link
+from workflow_storage.exceptions import RunNotFoundError, StepConflictError
+from workflow_storage.serialization import state_text
+from workflow_storage.validation import (
+    MAX_NODE_ID,
+    is_possible_id,
+    valid_checkpoint,
+    valid_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from workflow_storage.backends.redis.connection import Operation
+    from workflow_storage.backends.redis.states import RedisExecutionStateRepository
+
+MAX_BASED = 10
+"""Times that a state is tried as a delta while other writers append; then it is stored whole."""
+
+
+class RedisStateWriter(StateWriter):
+    """Appends checkpoints to one run, and remembers the states that the next is based on.
+
+    Attributes:
+        store: the server or cluster.
+        run_id: which run.
+    """
+
+    def __init__(self, states: RedisExecutionStateRepository, run_id: str) -> None:
+        super().__init__(states, run_id)
+        self.store = states.store
+        self._chain: Chain[bytes] = Chain(run_id)
+
+    def _save_state(self, state_data: dict[str, Any], node_id: str) -> Operation[int]:
+        text = state_text(state_data)
+        node_id = valid_name("node_id", node_id, MAX_NODE_ID)
+        if not is_possible_id(self.run_id):
+            raise RunNotFoundError(self.run_id)
+        for attempt in itertools.count():
+            if attempt < MAX_BASED:
+                base, stored = yield from self._encoded(text)
+            else:
+                base, stored = None, text
+            now = timezone.now()
+            mark = new_mark(now, node_id)
+            # A whole state is good at any step, so another writer is no reason to try again.
+            condition = (
+                ("", "", "")
+                if base is None
+                else (self._chain.next_step, base, self._chain.mark(base))
+            )
+            step = yield call(
+                self.store, scripts.APPEND, self.run_id, *condition, time_text(now), mark, stored
+            )
+            if step is None:
+                self._chain.forget()
+                raise RunNotFoundError(self.run_id)
+            if step >= 0:
+                self._chain.remember(step, text, mark)
+                return int(step)
+            self._chain.forget()
+        raise AssertionError("unreachable")
+
+    save_state = blocking(_save_state)
+    asave_state = awaitable(_save_state)
+
+    def _append(self, checkpoints: Iterable[Checkpoint]) -> Operation[int]:
+        count = 0
+        for checkpoint in checkpoints:
+            yield from self._append_one(checkpoint)
+            count += 1
+        if not count:
+            yield from self._refuse_unknown()
+        return count
+
+    append = blocking(_append)
+    aappend = awaitable(_append)
+
+    def _refuse_unknown(self) -> Operation[None]:
+        if is_possible_id(self.run_id):
+            (found,) = yield read_runs(self.store, [self.run_id])
+            if found[0] is not None:
+                return
+        raise RunNotFoundError(self.run_id)
+
+    def _append_one(self, checkpoint: Checkpoint) -> Operation[int]:
+        step, node_id, created_at, text = valid_checkpoint(checkpoint)
+        if not is_possible_id(self.run_id):
+            raise RunNotFoundError(self.run_id)
+        mark = new_mark(created_at, node_id)
+        for attempt in itertools.count():
+            if self._chain.next_step != step:
+                yield from self._reload()
+            base, stored = (
+                (None, text) if attempt >= MAX_BASED else (yield from self._encoded(text))
+            )
+            next_step = self._chain.next_step or 0
+            if next_step not in (0, step):
+                raise StepConflictError(self.run_id, step, next_step)
+            # A run without states can begin anywhere.
+            first = step if next_step == 0 else ""
+            condition = ("", "") if base is None else (base, self._chain.mark(base))
+            reply = yield call(
+                self.store,
+                scripts.APPEND_AT,
+                self.run_id,
+                first,
+                step,
+                *condition,
+                time_text(created_at),
+                mark,
+                stored,
+            )
+            if reply is None:
+                self._chain.forget()
+                raise RunNotFoundError(self.run_id)
+            if reply >= 0:
+                self._chain.remember(step, text, mark)
+                return int(step)
+            self._chain.forget()
+        raise AssertionError("unreachable")
+
+    def _encoded(self, text: bytes) -> Operation[tuple[int | None, bytes]]:
+        """Return a state as it is stored, with the step that it is based on if it is a delta."""
+        if len(text) <= SMALL_STATE:
+            return None, text
+        chain = self._chain
+        if chain.next_step is None or chain.lacks_base(chain.next_step):
+            # Somebody else wrote to the run, or deleted from it, or this is the first time.
+            yield from self._reload()
+        stored, base = chain.encode(text, chain.next_step or 0)
+        return base, stored
+
+    def _reload(self) -> Operation[None]:
+        """Remember the state that the next one is based on, and all that it is based on."""
+        next_step, _, *flat = yield call(self.store, scripts.CHAIN, self.run_id, "base")
+        links = [
+            Link(step, stored, mark)
+            for step, mark, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
+        self._chain.load(int(next_step), reversed(links))
