@@ -1,0 +1,47 @@
+"""What is in the keys of a store, read past it; for tests that write through it."""
+
+
+def keys_of(backend, kind):
+    """Return the keys of a kind, and what each holds."""
+    found = {}
+    for server in backend.runs.store.servers():
+        for key in server.scan_iter(match=f"{{{backend.runs.store.prefix}*", count=1000):
+            name = key.decode()
+            if f"}}:{kind}" in name:
+                found[name] = (
+                    server.zrange(key, 0, -1)
+                    if server.type(key) == b"zset"
+                    else server.hgetall(key)
+                )
+    return found
+
+
+def assert_indexes_agree(backend):
+    """Check that every run is in the indexes it belongs to, and in no other."""
+    expected = set()
+    for key, run in keys_of(backend, "run:").items():
+        base, _, run_id = key.partition(":run:")
+        status, name, start = (
+            run[field].decode() for field in (b"status", b"workflow_name", b"started_at")
+        )
+        expected |= {
+            (f"{base}:runs:{status}", f"{start} {run_id}"),
+            (f"{base}:workflows:{status}", f"{name}\0{start} {run_id}"),
+        }
+        if b"completed_at" in run:
+            expected.add((f"{base}:ended", f"{run[b'completed_at'].decode()} {run_id}"))
+    found = {
+        (key, entry.decode())
+        for kind in ("runs:", "workflows:", "ended")
+        for key, entries in keys_of(backend, kind).items()
+        for entry in entries
+    }
+    assert found == expected
+
+
+def assert_states_are_whole(backend):
+    runs = {key.partition(":run:")[2] for key in keys_of(backend, "run:")}
+    assert {key.partition(":states:")[2] for key in keys_of(backend, "states:")} <= runs
+    for run_id in runs:
+        steps = [state["step"] for state in backend.states.iter_state_history(run_id)]
+        assert steps == list(range(steps[0], steps[0] + len(steps))) if steps else True
