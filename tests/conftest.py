@@ -113,7 +113,8 @@ def empty(backend: StorageBackend) -> None:
     alias = backend.runs.alias
     connections[alias].close_if_unusable_or_obsolete()
     ExecutionState.objects.using(alias).all().delete()
-    WorkflowRun.objects.using(alias).all()._raw_delete(alias)
+    with connections[alias].cursor() as cursor:  # a queryset would read what it deletes
+        cursor.execute(f"DELETE FROM {WorkflowRun._meta.db_table}")
 
 
 def opener(url: str):

@@ -417,7 +417,7 @@ class TestPlainScripts:
 def test_every_public_name_can_be_imported():
     import workflow_storage
 
-    assert sorted(workflow_storage.__all__) == sorted(workflow_storage._MODULE_OF)
+    assert sorted(workflow_storage.__all__) == sorted(workflow_storage.MODULE_OF)
     for name in workflow_storage.__all__:
         assert getattr(workflow_storage, name) is not None
     assert set(workflow_storage.__all__) <= set(dir(workflow_storage))

@@ -71,7 +71,7 @@ _MODULES = {
     "status": ("TERMINAL_STATUSES", "RunStatus"),
     "transfer": ("copy_runs", "export_runs", "import_runs"),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "TERMINAL_STATUSES",
@@ -114,7 +114,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     try:
-        module = _MODULE_OF[name]
+        module = MODULE_OF[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     if module == "models":
