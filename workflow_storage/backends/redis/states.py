@@ -65,7 +65,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
 
     def writer(self, run_id: str) -> RedisStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""
-        return RedisStateWriter(self, run_id)
+        return RedisStateWriter(self, self.store, run_id)
 
     def _get_latest_checkpoint(self, run_id: str) -> Operation[Checkpoint | None]:
         return (yield from self._checkpoint(run_id, None))

@@ -30,8 +30,8 @@ from workflow_storage.validation import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from workflow_storage.backends.redis.connection import Operation
-    from workflow_storage.backends.redis.states import RedisExecutionStateRepository
+    from workflow_storage.backends.redis.connection import Operation, RedisStore
+    from workflow_storage.base import AbstractExecutionStateRepository
 
 MAX_BASED = 10
 """Times that a state is tried as a delta while other writers append; then it is stored whole."""
@@ -45,9 +45,11 @@ class RedisStateWriter(StateWriter):
         run_id: which run.
     """
 
-    def __init__(self, states: RedisExecutionStateRepository, run_id: str) -> None:
+    def __init__(
+        self, states: AbstractExecutionStateRepository, store: RedisStore, run_id: str
+    ) -> None:
         super().__init__(states, run_id)
-        self.store = states.store
+        self.store = store
         self._chain: Chain[bytes] = Chain(run_id)
 
     def _save_state(self, state_data: dict[str, Any], node_id: str) -> Operation[int]:
