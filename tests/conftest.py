@@ -8,7 +8,12 @@ from django.db import connections
 from tests.servers import delete_keys, mysql_database, postgres_database, redis_cluster, redis_keys
 from workflow_storage import StorageBackend, create_storage_backend
 from workflow_storage.factory import forget
-from workflow_storage.models import ExecutionState, WorkflowRun
+from workflow_storage.models import (
+    ExecutionState,
+    WorkflowRun,
+    WorkflowRunAttempt,
+    WorkflowRunLabel,
+)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -112,9 +117,9 @@ def empty(backend: StorageBackend) -> None:
         return
     alias = backend.runs.alias
     connections[alias].close_if_unusable_or_obsolete()
-    ExecutionState.objects.using(alias).all().delete()
     with connections[alias].cursor() as cursor:  # a queryset would read what it deletes
-        cursor.execute(f"DELETE FROM {WorkflowRun._meta.db_table}")
+        for model in (WorkflowRunLabel, WorkflowRunAttempt, ExecutionState, WorkflowRun):
+            cursor.execute(f"DELETE FROM {model._meta.db_table}")
 
 
 def opener(url: str):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tests.servers import RedisServers, postgres_database, wait_until
 from workflow_storage import create_storage_backend
@@ -74,6 +75,7 @@ def assert_recorded(backend):
         assert states.get_latest_state(run.id) == {"number": run.inputs, "step": 2}
 
 
+@pytest.mark.slow
 def test_500_requests_at_once_leak_no_connection(django_db_blocker):
     with postgres_database() as url:
         with site(url) as port:
@@ -92,6 +94,7 @@ def test_500_requests_at_once_leak_no_connection(django_db_blocker):
             forget(backend.runs.alias)
 
 
+@pytest.mark.slow
 def test_500_requests_at_once_share_a_few_connections_to_redis(tmp_path):
     with RedisServers(tmp_path, 1) as servers:
         url = f"redis://127.0.0.1:{servers.ports[0]}/0?prefix=asgi"

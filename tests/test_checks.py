@@ -87,6 +87,48 @@ def test_only_the_database_of_the_runs_is_checked(databases, settings):
     assert found() == []
 
 
+@pytest.fixture
+def atomic_requests(databases, settings):
+    """Let every view run in a transaction on the database of the runs."""
+
+    def use(engine, options=None):
+        databases(default=(engine, "x", options or {}))
+        from workflow_storage.config import settings as patched
+
+        patched.DATABASES["default"]["ATOMIC_REQUESTS"] = True
+
+    return use
+
+
+class TestAtomicRequests:
+    def test_without_an_own_connection_is_w006(self, atomic_requests, settings):
+        atomic_requests("postgresql")
+
+        (message,) = check_configuration(None)
+
+        assert message.id == "workflow_storage.W006"
+        assert "'own_connection': True" in message.hint
+        settings.WORKFLOW_STORAGE = {"backend": "default", "own_connection": True}
+        assert found() == []
+
+    def test_on_sqlite_the_check_advises_another_database(self, atomic_requests, settings):
+        atomic_requests("sqlite3", SQLITE_OPTIONS)
+
+        (message,) = check_configuration(None)
+
+        assert message.id == "workflow_storage.W006"
+        assert "another database" in message.hint
+        settings.WORKFLOW_STORAGE = {"backend": "default", "own_connection": True}
+        (message,) = check_configuration(None)
+        assert message.id == "workflow_storage.W001"
+        assert "another database" in message.msg
+
+    def test_on_another_database_than_that_of_the_runs_is_fine(self, atomic_requests, settings):
+        atomic_requests("postgresql")
+        settings.WORKFLOW_STORAGE = "postgresql://me@host/x"
+        assert found() == []
+
+
 @pytest.mark.parametrize("name", [":memory:", "file:x?mode=memory&cache=shared"])
 def test_memory_is_w003(databases, name):
     databases(default=("sqlite3", name, SQLITE_OPTIONS))

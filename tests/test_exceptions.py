@@ -1,6 +1,7 @@
 """Errors cross process borders whole."""
 
 import pickle
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,6 +15,10 @@ from workflow_storage import exceptions as errors
         errors.RunAlreadyExistsError("an-id"),
         errors.InvalidStatusError("done", ("pending", "failed")),
         errors.StatusConflictError("an-id", "failed", ("running",)),
+        errors.NotResumableError("an-id", "running", ("failed",), 2, "host:1", "today", "now"),
+        errors.ReentranceError(),
+        errors.RunLostError("an-id", 1, "running", 2, "host:7", datetime(2026, 1, 1, tzinfo=UTC)),
+        errors.RunLostError("an-id", 1),
         errors.TablesMissingError("default"),
         errors.InvalidPayloadError("inputs is not JSON"),
         errors.StorageUnavailableError("down"),

@@ -273,6 +273,20 @@ class ForbiddingRouter:
 
 
 class TestConfig:
+    def test_both_connections_are_part_of_what_tells_a_store(self, sqlite_url):
+        first, same, other = (
+            create_storage_backend(StorageConfig(backend=sqlite_url, async_connections=number))
+            for number in (4, 4, 2)
+        )
+        assert first is same is create_storage_backend(sqlite_url)
+        assert other is not first
+        assert other.alias == first.alias
+
+    @pytest.mark.parametrize("number", [0, -1, "many"])
+    def test_there_is_at_least_one_async_connection(self, number):
+        with pytest.raises(ValueError, match="async_connections"):
+            StorageConfig(async_connections=number)
+
     def test_a_global_config_builds_its_storage_config(self):
         config = GlobalConfig(storage={"backend": "sqlite", "path": "test.db"})
         assert config.storage.backend == "sqlite"
@@ -280,7 +294,12 @@ class TestConfig:
         assert GlobalConfig().storage is None
 
     def test_the_defaults_are_sqlite_at_workflows_db(self):
-        assert StorageConfig().model_dump() == {"backend": "sqlite", "path": "./workflows.db"}
+        assert StorageConfig().model_dump() == {
+            "backend": "sqlite",
+            "path": "./workflows.db",
+            "own_connection": False,
+            "async_connections": 4,
+        }
 
     def test_it_is_frozen_and_refuses_unknown_fields(self):
         with pytest.raises(ValueError, match="frozen"):
@@ -393,6 +412,20 @@ class TestPlainScripts:
         """)
         assert plain_python("-c", script) == "1 {}\n"
 
+    def test_what_a_script_starts_does_not_inherit_that_event_loops_pass(self):
+        script = textwrap.dedent("""
+            import asyncio, os, subprocess, sys
+            from workflow_storage import create_storage_backend
+            backend = create_storage_backend()
+            async def cell():
+                ask = "import os; print('DJANGO_ALLOW_ASYNC_UNSAFE' in os.environ)"
+                for env in (None, {**os.environ}):
+                    subprocess.run([sys.executable, "-c", ask], check=True, env=env)
+                print(backend.runs.count_runs())
+            asyncio.run(cell())
+        """)
+        assert plain_python("-c", script) == "False\nFalse\n0\n"
+
     def test_importing_the_package_loads_no_django(self):
         out = plain_python(
             "-c",
@@ -445,6 +478,7 @@ def test_the_whole_contract_has_async_twins():
             "writer",
             "in_transaction",
             "on_commit",
+            "in_thread",
         }
         twins = {name for name in names if name[0] == "a" and name[1:] in names}
         assert {f"a{name}" for name in names - twins} == twins
@@ -453,3 +487,16 @@ def test_the_whole_contract_has_async_twins():
 def test_a_new_run_has_an_id_before_it_is_stored():
     assert isinstance(new_run().id, str)
     assert WorkflowRun(workflow_name="x").pk
+
+
+def test_a_url_with_options_is_another_database_than_the_one_without(tmp_path, django_db_blocker):
+    url = f"sqlite:///{tmp_path}/options.db"
+    with django_db_blocker.unblock():
+        with_options = create_storage_backend(f"{url}?timeout=7")
+        plain = create_storage_backend(url)
+        again = create_storage_backend(f"{url}#again")
+
+        assert plain.alias != with_options.alias
+        assert again.alias == plain.alias
+        for alias in {plain.alias, with_options.alias}:
+            forget(alias)

@@ -13,7 +13,9 @@ class WorkflowStorageConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register what ``manage.py check`` says about the configuration."""
+        """Register what ``manage.py check`` says, and what becomes of connections over a fork."""
+        # A process that is forked before it uses a store leaves its child connections, too.
+        import workflow_storage.backends.orm.forks  # noqa: F401
         from workflow_storage.checks import check_configuration
 
         checks.register(check_configuration)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     NamedTuple,
+    NotRequired,
     ParamSpec,
     Self,
     TypedDict,
@@ -30,13 +32,14 @@ from workflow_storage.status import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
 
     from django.core.checks import CheckMessage
 
     from workflow_storage.models import WorkflowRun
 
-_S = TypeVar("_S")
+_S = TypeVar("_S", bound="HasAsyncTwins")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -47,7 +50,7 @@ PAGE_SIZE = 200
 def async_twin(
     method: Callable[Concatenate[_S, _P], _T],
 ) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
-    """Make the async twin of a method, which carries it out in Django's thread for sync code.
+    """Make the async twin of a method, which carries it out `in_thread`.
 
     The method is looked up by its name, so that the twin of a subclass is that of its own method.
     """
@@ -55,13 +58,24 @@ def async_twin(
 
     async def twin(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         call: Callable[_P, _T] = getattr(self, name)
-        return await sync_to_async(call, thread_sensitive=True)(*args, **kwargs)
+        return await self.in_thread(call, *args, **kwargs)
 
     functools.update_wrapper(twin, method, updated=())  # its __dict__ may say that it is abstract
     twin.__name__ = f"a{name}"
     twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
     twin.__doc__ = f"Async twin of `{name}`."
     return twin
+
+
+class HasAsyncTwins:
+    """What has methods with async twins, and says where these carry them out."""
+
+    async def in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a call returns that is carried out in Django's thread for sync code.
+
+        A backend can override it with threads of its own, or write native twins.
+        """
+        return await sync_to_async(call, thread_sensitive=True)(*args, **kwargs)
 
 
 class Checkpoint(TypedDict):
@@ -72,6 +86,49 @@ class Checkpoint(TypedDict):
     node_id: str
     state_data: dict[str, Any]
     created_at: datetime
+    attempt: NotRequired[int | None]
+    """The attempt that saved it; None where that is not known, as for those that follow.
+
+    What is read has all of them; one that is appended may lack them.
+    """
+    duration_seconds: NotRequired[float | None]
+    """Seconds that the node took."""
+    tokens: NotRequired[int | None]
+    """Tokens used since the checkpoint before."""
+    cost_usd: NotRequired[float | None]
+    """USD spent since the checkpoint before."""
+
+
+class Attempt(NamedTuple):
+    """A time that somebody worked on a run."""
+
+    number: int
+    """1, 2, 3, … within the run."""
+    started_at: datetime | None
+    ended_at: datetime | None
+    """None while it goes on."""
+    status: str
+    """What the run was when it ended; ``pending`` for one that was suspended."""
+    error_message: str | None
+    node: str | None
+    """Where it was, as last heard by a checkpoint or a heartbeat."""
+    worker: str | None
+    """Who worked: host and process id."""
+
+
+class NodeUsage(TypedDict, total=False):
+    """What a checkpoint says of its node; what is left out, or None, is not known."""
+
+    duration_seconds: float | None
+    tokens: int | None
+    cost_usd: float | None
+
+
+class Totals(TypedDict, total=False):
+    """The totals of a run; what is left out stays as it is."""
+
+    total_tokens: int | None
+    total_cost_usd: float | None
 
 
 class RunFilters(TypedDict, total=False):
@@ -86,7 +143,7 @@ class RunFilters(TypedDict, total=False):
     """Runs started earlier than this time."""
 
 
-class AbstractWorkflowRunRepository(ABC):
+class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
     """The stored runs, as a collection."""
 
     @abstractmethod
@@ -138,16 +195,18 @@ class AbstractWorkflowRunRepository(ABC):
     acount_runs = async_twin(count_runs)
 
     @abstractmethod
-    def update(self, /, run_id: str, **fields: Any) -> None:
+    def update(self, /, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:
         """Change fields of a run, all or none.
 
         Args:
             run_id: which run.
+            attempt: change them only if the run is running, in this attempt.
             **fields: any of inputs, outputs, config_snapshot, error_message,
-                total_tokens, total_cost_usd.
+                total_tokens, total_cost_usd, labels.
 
         Raises:
             RunNotFoundError: if there is no such run.
+            RunLostError: if the run is not running in that attempt.
             InvalidFieldError: (a ValueError) for an unknown or fixed field, or a value
                 that cannot be stored.
         """
@@ -162,35 +221,56 @@ class AbstractWorkflowRunRepository(ABC):
         status: str,
         *,
         expected: str | Iterable[str] | None = None,
+        attempt: int | None = None,
         **fields: Any,
     ) -> None:
         """Change the status of a run and its result fields in one atomic step.
 
-        A terminal status sets `completed_at` (now) and `duration_seconds` (since
-        `started_at`) unless they are given; any other status clears both, and sets
-        `heartbeat_at`: it is a sign of life, and the run's last change is never set back.
+        ``running`` begins an attempt, also if the run is running: `attempt` counts one more, and
+        `attempt_started_at` is now. A terminal status sets `completed_at` (now); any other one
+        clears it, and sets `heartbeat_at`: it is a sign of life, and the run's last change is
+        never set back. Leaving ``running``, and only that, adds the time since
+        `attempt_started_at` to `duration_seconds`, never less than 0. What an attempt ended with
+        is kept for `list_attempts` when the run goes on.
+
+        Two tries with the same time, `attempt_started_at` or `completed_at`, and the same
+        `attempt` are one: the second one finds what the first one did, and succeeds.
 
         Args:
             run_id: which run.
             status: the new status.
             expected: change it only if the run is in this status, or one of these.
-            **fields: as for `update`, and completed_at and duration_seconds (seconds).
+            attempt: change it only if the run is in this attempt, and ``running`` unless
+                `expected` says otherwise. So of several who begin with the attempt that they
+                read, one succeeds, in the next attempt.
+            **fields: as for `update`; with ``running`` attempt_started_at, worker and
+                current_node; with ``pending`` waiting_for; with a terminal status completed_at,
+                duration_seconds (seconds) and current_node.
 
         Raises:
             RunNotFoundError: if there is no such run.
             InvalidStatusError: if a status is no status.
             StatusConflictError: if the run is in another status than `expected`.
+            RunLostError: (a StatusConflictError) with `attempt`, if the run is not in it.
             InvalidFieldError: as for `update`.
         """
 
     aupdate_status = async_twin(update_status)
 
     @abstractmethod
-    def heartbeat(self, run_id: str) -> None:
+    def heartbeat(
+        self, run_id: str, *, attempt: int | None = None, node: str | None = None
+    ) -> None:
         """Note that the run is alive now.
+
+        Args:
+            run_id: which run.
+            attempt: note it only if the run is running, in this attempt.
+            node: the node that it is in; None if that is not known.
 
         Raises:
             RunNotFoundError: if there is no such run.
+            RunLostError: if the run is not running in that attempt.
         """
 
     aheartbeat = async_twin(heartbeat)
@@ -238,29 +318,55 @@ class AbstractWorkflowRunRepository(ABC):
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """Return the running runs without a sign of life for longer than `idle`.
 
-        Signs of life are the start, a heartbeat and a checkpoint. Newest start first.
+        Signs of life are the start of the attempt, a heartbeat and a checkpoint. Newest start of
+        the run first.
         """
 
     alist_stalled = async_twin(list_stalled)
 
     @abstractmethod
-    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
-        """Set one run to failed if `list_stalled` would return it, in one atomic step.
+    def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:
+        """Set the runs of `list_stalled` to failed, with an error_message that says so.
+
+        Each is decided on as it is set: a run that finishes meanwhile keeps its result, and one
+        that gives a sign of life goes on.
+
+        Args:
+            idle: see `list_stalled`.
+            run_id: only this run.
 
         Returns:
-            Whether it was.
+            How many runs were set to failed.
         """
 
-    afail_if_stalled = async_twin(fail_if_stalled)
+    afail_stalled = async_twin(fail_stalled)
 
     @abstractmethod
-    def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
+    def list_attempts(self, run_id: str) -> list[Attempt]:
+        """Return all attempts of a run, oldest first, the current one last.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+
+    alist_attempts = async_twin(list_attempts)
+
+    @abstractmethod
+    def put(
+        self,
+        run: WorkflowRun,
+        *,
+        over: WorkflowRun | None = None,
+        attempts: Iterable[Attempt] = (),
+    ) -> None:
         """Store a run exactly as it is, every field and time; for copying between stores.
 
         Args:
             run: the run.
             over: the stored run that it replaces, as it was read; its states stay. None for a
                 run that is not stored yet.
+            attempts: those that `list_attempts` returns of it; the one that the run itself
+                tells of is not kept twice.
 
         Raises:
             RunAlreadyExistsError: if `over` is None and the id is taken.
@@ -313,25 +419,21 @@ class AbstractWorkflowRunRepository(ABC):
             for run in page:
                 yield run
 
-    def fail_stalled(self, idle: timedelta) -> int:
-        """Set the runs of `list_stalled` to failed, with an error_message that says so.
 
-        A run that finishes meanwhile keeps its result, and one that gives a sign of life
-        goes on.
-
-        Returns:
-            How many runs were set to failed.
-        """
-        return sum(self.fail_if_stalled(run.id, idle) for run in self.list_stalled(idle))
-
-    afail_stalled = async_twin(fail_stalled)
-
-
-class AbstractExecutionStateRepository(ABC):
+class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
     """The checkpoints of the runs: the state after every node."""
 
     @abstractmethod
-    def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+    def save_state(
+        self,
+        run_id: str,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        attempt: int | None = None,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """Append a checkpoint to a run.
 
         Concurrent calls for one run all succeed, and their steps are contiguous.
@@ -341,12 +443,17 @@ class AbstractExecutionStateRepository(ABC):
             state_data: a dict of JSON values, or of dates, times, Decimals, UUIDs and
                 pydantic models, which come back in their JSON form.
             node_id: the node after which the state is this; 1 to 128 characters.
+            attempt: append it only if the run is running, in this attempt.
+            totals: what the totals of the run are from now on, stored with the checkpoint or not
+                at all. With them, or with an attempt, `current_node` of the run is this node.
+            **usage: see `NodeUsage`; kept with the checkpoint, not added to the totals.
 
         Returns:
             The step of the checkpoint: 0, 1, 2, … within the run.
 
         Raises:
             RunNotFoundError: if there is no such run.
+            RunLostError: if the run is not running in that attempt.
             InvalidPayloadError: (a TypeError) unless `state_data` is a dict of JSON values.
             InvalidFieldError: (a ValueError) for NaN or an infinity in it, or a
                 `node_id` that is too long.
@@ -380,7 +487,7 @@ class AbstractExecutionStateRepository(ABC):
     ) -> AsyncIterator[Checkpoint]:
         """Async twin of `iter_state_history`."""
         history = self.iter_state_history(run_id, after=after)
-        while checkpoint := await sync_to_async(_next_or_none, thread_sensitive=True)(history):
+        while checkpoint := await self.in_thread(_next_or_none, history):
             yield checkpoint
 
     @abstractmethod
@@ -422,12 +529,16 @@ class AbstractExecutionStateRepository(ABC):
 
     aappend = async_twin(append)
 
-    def writer(self, run_id: str) -> StateWriter:
+    def writer(self, run_id: str, *, attempt: int | None = None) -> StateWriter:
         """Return an object that appends checkpoints to one run, for whoever writes many.
 
         A backend can override it with one that remembers what it wrote.
+
+        Args:
+            run_id: which run.
+            attempt: append only while the run is running, in this attempt.
         """
-        return StateWriter(self, run_id)
+        return StateWriter(self, run_id, attempt)
 
     def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
         """Return the newest state of a run, or None if there is none."""
@@ -443,20 +554,40 @@ class AbstractExecutionStateRepository(ABC):
     aget_state_history = async_twin(get_state_history)
 
 
-class StateWriter:
-    """Appends checkpoints to one run; for one thread at a time.
+class StateWriter(HasAsyncTwins):
+    """Appends checkpoints to one run; for one thread at a time, and for any number of tasks.
 
     Attributes:
         run_id: which run.
+        attempt: the attempt that it writes in; None if it writes whatever the run is in.
+        last_saved: the step and the JSON text of the state that it saved last, for who wants the
+            state as it can be read back; None if it does not keep them.
     """
 
-    def __init__(self, states: AbstractExecutionStateRepository, run_id: str) -> None:
+    def __init__(
+        self, states: AbstractExecutionStateRepository, run_id: str, attempt: int | None = None
+    ) -> None:
         self.run_id = run_id
+        self.attempt = attempt
+        self.last_saved: tuple[int, bytes] | None = None
         self._repository = states
 
-    def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
+    async def in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a call returns that is carried out where the repository's are."""
+        return await self._repository.in_thread(call, *args, **kwargs)
+
+    def save_state(
+        self,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """Do what `AbstractExecutionStateRepository.save_state` does, for this run."""
-        return self._repository.save_state(self.run_id, state_data, node_id)
+        return self._repository.save_state(
+            self.run_id, state_data, node_id, attempt=self.attempt, totals=totals, **usage
+        )
 
     asave_state = async_twin(save_state)
 
@@ -519,13 +650,30 @@ class StorageBackend(_Repositories):
         callback()
 
     def in_transaction(self) -> bool:
-        """Whether the caller has a transaction open here, which what is written would join."""
+        """Whether the caller has a transaction open here, which what is written would join.
+
+        That of a `TestCase`, which stands for the whole database, is none of the caller's.
+        """
         return False
+
+    async def ain_transaction(self) -> bool:
+        """Async twin of `in_transaction`."""
+        return self.in_transaction()
+
+    def beside(self) -> AbstractContextManager[Callable[..., None]]:
+        """Let the calling thread send heartbeats beside all else that uses the store.
+
+        A store whose connections are few gives the thread one of its own, outside of any pool, and
+        waits for no lock for long.
+
+        Returns:
+            A context that yields what takes the arguments of `runs.heartbeat` and does the same.
+        """
+        return nullcontext(self.runs.heartbeat)
 
 
 def stalled_message(idle: timedelta) -> str:
     """Return the error_message of a run that gave no sign of life for longer."""
-    # The time tells this failure from one before; the recorder relies on that.
     return f"Stalled: no sign of life for more than {idle}, found at {timezone.now()}."
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _NO_ENGINE = "django.db.backends.dummy"
 _NAME = re.compile(r"[\w.-]+")
@@ -31,12 +31,19 @@ class StorageConfig(BaseModel):
         backend: a name in DATABASES, a URL such as ``postgresql://user:password@host/name``,
             or ``sqlite`` for the file at `path`.
         path: the SQLite file, relative to the working directory; for ``sqlite`` only.
+        own_connection: whether the store uses a second connection to its database, so that what
+            is recorded outlives a rollback of the caller's transaction. Not for SQLite; where
+            there are no transactions, on Redis, it is so anyway.
+        async_connections: in how many threads, each with a connection, the async methods of a
+            database run; at least 1. Where they are native, on Redis, it means nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     backend: str = "sqlite"
     path: str = "./workflows.db"
+    own_connection: bool = False
+    async_connections: int = Field(default=4, ge=1)
 
     @field_validator("path", mode="before")
     @classmethod
@@ -46,6 +53,8 @@ class StorageConfig(BaseModel):
     def __repr_args__(self) -> Any:
         yield "backend", without_password(self.backend)
         yield "path", self.path
+        yield "own_connection", self.own_connection
+        yield "async_connections", self.async_connections
 
 
 class GlobalConfig(BaseModel):

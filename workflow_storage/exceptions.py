@@ -12,7 +12,14 @@ class StorageError(Exception):
 
 
 class StorageUnavailableError(StorageError):
-    """The store did not answer: it is down, unreachable, or locked past its timeout."""
+    """The store did not answer: it is down, unreachable, read-only, or locked past its timeout.
+
+    Attributes:
+        may_be_stored: whether what was to be written may have been: the connection broke off
+            after it was sent, before the answer came. If not, it was not.
+    """
+
+    may_be_stored: bool = False
 
 
 class TablesMissingError(StorageUnavailableError):
@@ -77,6 +84,17 @@ class InvalidStatusError(StorageError, ValueError):
         return f"Invalid run status: {self.status!r}. Use one of: {', '.join(self.allowed)}."
 
 
+class ReentranceError(StorageError):
+    """An operation was begun in the middle of another one of its thread; nothing was done."""
+
+    def __str__(self) -> str:
+        return (
+            "The store was called in the middle of another call of the same thread or task, which "
+            "a signal handler, a log handler or a finalizer has interrupted. Let that note what it "
+            "has to store, and store it once the other call has returned."
+        )
+
+
 class StatusConflictError(StorageError, ValueError):
     """The run was not in an expected status; it is unchanged."""
 
@@ -90,6 +108,96 @@ class StatusConflictError(StorageError, ValueError):
         return (
             f"Workflow run {self.run_id} is {self.status}, expected "
             f"{' or '.join(self.expected)}. Another process changed it; read it again."
+        )
+
+
+class RunLostError(StatusConflictError):
+    """The run is not, or no longer, the worker's that wrote to it; nothing was written.
+
+    Attributes:
+        attempt: the attempt that the worker is in.
+        status: the status of the run; None if it has been deleted.
+        current_attempt: the attempt that the run is in.
+        worker: who is in that attempt, if that is known.
+        since: since when.
+    """
+
+    def __init__(  # noqa: PLR0917 - what is pickled is what is passed by position
+        self,
+        run_id: str,
+        attempt: int,
+        status: str | None = None,
+        current_attempt: int | None = None,
+        worker: str | None = None,
+        since: object = None,
+    ) -> None:
+        super().__init__(run_id, status or "deleted", ("running",))
+        self.args = (run_id, attempt, status, current_attempt, worker, since)
+        self.attempt = attempt
+        self.status = status  # type: ignore[assignment]
+        self.current_attempt = current_attempt
+        self.worker = worker
+        self.since = since
+
+    def __str__(self) -> str:
+        if self.status is None:
+            what = "has been deleted"
+        elif self.current_attempt == self.attempt:
+            what = f"is {self.status}"
+        else:
+            by = f" on {self.worker}" if self.worker else ""
+            since = f" since {self.since}" if self.since else ""
+            what = f"was taken over by attempt {self.current_attempt}{by}{since}"
+            if self.status != "running":
+                what += f", and is {self.status}"
+        return (
+            f"Workflow run {self.run_id} {what}: attempt {self.attempt} is over, and wrote nothing "
+            "more. Stop working on it."
+        )
+
+
+class NotResumableError(StatusConflictError):
+    """The run cannot be resumed as it is; it is unchanged.
+
+    Attributes:
+        attempt: the attempt that the run is in.
+        worker: who is in that attempt, if that is known.
+        since: when it began, or when the run ended.
+        last_sign: the last sign of life of a running run.
+    """
+
+    def __init__(  # noqa: PLR0917 - what is pickled is what is passed by position
+        self,
+        run_id: str,
+        status: str,
+        expected: tuple[str, ...],
+        attempt: int,
+        worker: str | None = None,
+        since: object = None,
+        last_sign: object = None,
+    ) -> None:
+        super().__init__(run_id, status, expected)
+        self.args = (run_id, status, expected, attempt, worker, since, last_sign)
+        self.attempt = attempt
+        self.worker = worker
+        self.since = since
+        self.last_sign = last_sign
+
+    def __str__(self) -> str:
+        run = f"Workflow run {self.run_id} is {self.status}"
+        since = f" since {self.since}" if self.since else ""
+        if self.status == "running":
+            by = f" on {self.worker}" if self.worker else ""
+            return (
+                f"{run} in attempt {self.attempt}{by}{since}; its last sign of life was at "
+                f"{self.last_sign}. If nobody works on it any more, pass stalled_after=timedelta(…)"
+                " to resume_run(): it takes over a run that gave no sign of life for longer."
+            )
+        if self.status == "completed":
+            return f"{run}{since}: there is nothing to resume. Record a new run."
+        return (
+            f"{run}{since}: meanwhile another process has begun and ended attempt {self.attempt}. "
+            "Resume it again if you want to be the next."
         )
 
 
@@ -164,6 +272,17 @@ class CannotMoveError(StorageError, ValueError):
 
     def __str__(self) -> str:
         return self._MESSAGES[self.reason]
+
+
+class SnapshotError(StorageError):
+    """A transaction cannot see what it would have to keep; nothing was written."""
+
+    def __str__(self) -> str:
+        return (
+            "States cannot be deleted in a transaction that sees none that were saved since it "
+            "began (REPEATABLE READ, SERIALIZABLE), for those may be based on them. Delete them "
+            "outside of transaction.atomic(), or in a READ COMMITTED transaction."
+        )
 
 
 class ExportFileError(StorageError):

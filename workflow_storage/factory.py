@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import ChainMap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import django
@@ -21,7 +23,18 @@ if TYPE_CHECKING:
     from workflow_storage.base import StorageBackend
 
 _opening = threading.RLock()
-_backends: dict[tuple[str, str, str], StorageBackend] = {}
+
+
+def _unlock_after_fork() -> None:
+    """Make the lock anew in a child, whose parent may have held it in another thread."""
+    global _opening  # noqa: PLW0603
+    _opening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_after_fork)
+
+_backends: dict[tuple[object, ...], StorageBackend] = {}
 
 
 def create_storage_backend(config: StorageConfig | str | None = None) -> StorageBackend:
@@ -45,7 +58,13 @@ def create_storage_backend(config: StorageConfig | str | None = None) -> Storage
     """
     ensure_django()
     config = storage_config(config)
-    key = (config.backend, config.path, os.getcwd())  # noqa: PTH109 - no object a call
+    key = (
+        config.backend,
+        config.path,
+        config.own_connection,
+        config.async_connections,
+        os.getcwd(),  # noqa: PTH109 - no object a call
+    )
     backend = _backends.get(key)
     if backend is None:
         with _opening:
@@ -66,9 +85,7 @@ def ensure_django() -> None:
         return
     with _opening:
         if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
-            # A notebook always runs an event loop, which Django then lets pass; see
-            # https://docs.djangoproject.com/en/stable/topics/async/#async-safety
-            os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+            _let_event_loops_pass()
             settings.configure(
                 INSTALLED_APPS=["workflow_storage"],
                 DATABASES={},
@@ -79,6 +96,20 @@ def ensure_django() -> None:
             )
         if not apps.loading:
             django.setup()
+
+
+def _let_event_loops_pass() -> None:
+    """Let Django be used where an event loop runs, as in every notebook.
+
+    That is what DJANGO_ALLOW_ASYNC_UNSAFE is for
+    (https://docs.djangoproject.com/en/stable/topics/async/#async-safety), but every process that
+    the script starts would inherit it: a site of somebody's, say. So only the module that asks
+    for it sees it.
+    """
+    import django.utils.asyncio as asks
+
+    environ = ChainMap({"DJANGO_ALLOW_ASYNC_UNSAFE": "true"}, os.environ)
+    asks.os = SimpleNamespace(environ=environ)  # type: ignore[attr-defined]
 
 
 def configured_alias() -> str:
@@ -114,7 +145,7 @@ def forget(alias: str) -> None:
     from workflow_storage.backends.orm import registration
 
     for key in [key for key, backend in _backends.items() if backend.alias == alias]:
-        del _backends[key]
+        _backends.pop(key).close()
     registration.forget(alias)
 
 

@@ -1,4 +1,4 @@
-"""The schema: one row a run, one row a checkpoint; read and written by backends/orm/."""
+"""The schema: runs, their states, their labels and their attempts; for backends/orm/."""
 
 import sys
 from typing import Any
@@ -11,7 +11,6 @@ from workflow_storage.deltas import (
     chain_steps,
     is_delta,
     rebuilt_state,
-    rebuilt_text,
     whole_state,
 )
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
@@ -46,15 +45,31 @@ class WorkflowRun(models.Model):
     total_tokens = models.BigIntegerField(_("tokens"), null=True, blank=True)
     total_cost_usd = models.FloatField(_("cost in USD"), null=True, blank=True)
     heartbeat_at = models.DateTimeField(_("last heartbeat"), null=True, blank=True)
+    current_node = ExactCharField(_("node"), max_length=128, null=True, blank=True)
+    waiting_for = ExactCharField(_("waiting for"), max_length=256, null=True, blank=True)
+    attempt = models.PositiveIntegerField(_("attempt"), default=0)
+    attempt_started_at = models.DateTimeField(_("attempt started"), null=True, blank=True)
+    worker = ExactCharField(_("worker"), max_length=128, null=True, blank=True)
+    parent_id = ExactCharField(_("parent"), max_length=36, null=True, blank=True)
+    forked_from_step = models.PositiveIntegerField(_("forked from step"), null=True, blank=True)
+    labels = ExactJSONField(_("labels"), default=dict, blank=True)
 
     class Meta:
-        """Table, names, and one index for each order that the contract reads in."""
+        """Table, names, and one index for each order that the contract reads in.
+
+        None holds a column that a checkpoint or a heartbeat changes, or PostgreSQL could not
+        update rows in place (HOT).
+        """
 
         db_table = "workflow_runs"
         verbose_name = _("workflow run")
         verbose_name_plural = _("workflow runs")
         indexes = [
-            models.Index(fields=["started_at", "id"], name="workflow_runs_started"),
+            # With what a summary of a time reads, so that it need not look at the rows.
+            models.Index(
+                fields=["started_at", "id", "status", "workflow_name", "duration_seconds"],
+                name="workflow_runs_started",
+            ),
             models.Index(fields=["workflow_name", "started_at", "id"], name="workflow_runs_name"),
             models.Index(fields=["status", "started_at", "id"], name="workflow_runs_status"),
             models.Index(
@@ -62,10 +77,72 @@ class WorkflowRun(models.Model):
                 name="workflow_runs_name_status",
             ),
             models.Index(fields=["completed_at"], name="workflow_runs_completed"),
+            models.Index(fields=["parent_id"], name="workflow_runs_parent"),
         ]
 
     def __str__(self) -> str:
         return f"{self.workflow_name} {self.id}"
+
+
+class WorkflowRunLabel(models.Model):
+    """The index over the labels of the runs; kept equal to them by the repositories."""
+
+    pk = models.CompositePrimaryKey("run_id", "name")
+    run = models.ForeignKey(
+        WorkflowRun,
+        on_delete=models.CASCADE,
+        related_name="label_rows",
+        verbose_name=_("workflow run"),
+        db_index=False,
+    )
+    name = ExactCharField(_("name"), max_length=64)
+    value = ExactCharField(_("value"), max_length=256)
+    started_at = models.DateTimeField(_("started"))
+
+    class Meta:
+        """Table, names, and the order in which a page of a label's runs is read."""
+
+        db_table = "workflow_run_labels"
+        verbose_name = _("label of a workflow run")
+        verbose_name_plural = _("labels of workflow runs")
+        indexes = [
+            models.Index(
+                fields=["name", "value", "started_at", "run"], name="workflow_run_labels_value"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run_id} {self.name}={self.value}"
+
+
+class WorkflowRunAttempt(models.Model):
+    """What an attempt that is over ended with; the newest one is in the run itself."""
+
+    pk = models.CompositePrimaryKey("run_id", "number")
+    run = models.ForeignKey(
+        WorkflowRun,
+        on_delete=models.CASCADE,
+        related_name="attempt_rows",
+        verbose_name=_("workflow run"),
+        db_index=False,
+    )
+    number = models.PositiveIntegerField(_("number"))
+    started_at = models.DateTimeField(_("started"), null=True)
+    ended_at = models.DateTimeField(_("ended"), null=True)
+    status = ExactCharField(_("status"), max_length=32, choices=RunStatus.choices)
+    error_message = ExactTextField(_("error"), null=True)
+    node = ExactCharField(_("node"), max_length=128, null=True)
+    worker = ExactCharField(_("worker"), max_length=128, null=True)
+
+    class Meta:
+        """Table and names."""
+
+        db_table = "workflow_run_attempts"
+        verbose_name = _("attempt of a workflow run")
+        verbose_name_plural = _("attempts of workflow runs")
+
+    def __str__(self) -> str:
+        return f"{self.run_id} attempt {self.number} ({self.status})"
 
 
 class ExecutionState(models.Model):
@@ -83,6 +160,10 @@ class ExecutionState(models.Model):
     step = models.PositiveIntegerField(_("step"))
     node_id = ExactCharField(_("node"), max_length=128)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
+    attempt = models.PositiveIntegerField(_("attempt"), null=True)
+    duration_seconds = models.FloatField(_("duration in seconds"), null=True)
+    tokens = models.BigIntegerField(_("tokens"), null=True)
+    cost_usd = models.FloatField(_("cost in USD"), null=True)
     state_json = ExactTextField(_("state as JSON text"), null=True)
     state_delta = models.BinaryField(_("state as a delta"), null=True)
 
@@ -125,10 +206,6 @@ class ExecutionState(models.Model):
         delta = is_delta(stored)
         self.state_json = None if delta else stored.decode()
         self.state_delta = stored if delta else None
-
-    def rebuilt_text(self) -> bytes:
-        """Return the JSON text of a delta, reading the states that it is based on."""
-        return rebuilt_text(self.run_id, self.step, self._chain())
 
     def _chain(self) -> dict[int, bytes]:
         states = ExecutionState._base_manager.using(self._state.db).filter(run_id=self.run_id)

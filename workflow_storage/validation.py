@@ -5,6 +5,7 @@ of them touches a store.
 """
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,14 +25,25 @@ from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
 MAX_NODE_ID = 128
+MAX_WORKER = 128
+MAX_WAITING_FOR = 256
+MAX_LABELS = 32
+MAX_LABEL_NAME = 64
+MAX_LABEL_VALUE = 256
 MAX_COUNT = 2**31 - 1
 _YEARS = (1000, 9998)  # what every database holds, in every time zone
 _LONGEST_IDLE = timedelta(days=36_500)
 _BIGINT = range(-(2**63), 2**63)
 
 PAYLOADS = frozenset({"config_snapshot", "inputs", "outputs"})
-UPDATABLE = PAYLOADS | {"error_message", "total_tokens", "total_cost_usd"}
+UPDATABLE = PAYLOADS | {"error_message", "total_tokens", "total_cost_usd", "labels"}
 RESULT_TIMES = frozenset({"completed_at", "duration_seconds"})
+TOTALS = frozenset({"total_tokens", "total_cost_usd"})
+
+# What a change of status changes with it, by the kind of status.
+_WITH_RUNNING = frozenset({"attempt_started_at", "worker", "current_node"})
+_WITH_PENDING = frozenset({"waiting_for"})
+_WITH_TERMINAL = RESULT_TIMES | {"current_node"}
 
 
 def is_possible_name(field: str, value: object, max_length: int) -> bool:
@@ -178,6 +190,23 @@ def valid_idle(idle: object) -> timedelta:
     return idle
 
 
+def stalled_before(idle: timedelta) -> datetime:
+    """Return the time before which the last sign of life of a stalled run was.
+
+    Times without a time zone (USE_TZ off) skip an hour, or have one twice, when the clocks are
+    changed. Of what the clock showed that long ago, and what it shows now less that long, it is
+    the earlier one, so that no live run is failed for the hour; a dead one is found later.
+    """
+    idle = valid_idle(idle)
+    if settings.USE_TZ:
+        return timezone.now() - idle
+    now = time.time()
+    return min(
+        datetime.fromtimestamp(now) - idle,
+        datetime.fromtimestamp(max(now - idle.total_seconds(), 0)),
+    )
+
+
 def valid_count(name: str, value: object, minimum: int = 0) -> int:
     """Check a limit, a batch size or a number of states to keep."""
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
@@ -192,6 +221,67 @@ def valid_step(step: object) -> int:
     return int(step)
 
 
+def valid_attempt(attempt: object) -> int | None:
+    """Check the attempt that a write is conditional on; None for any."""
+    return None if attempt is None else valid_count("attempt", attempt)
+
+
+def valid_labels(field: str, value: object) -> dict[str, str]:
+    """Check labels: names and texts.
+
+    Raises:
+        InvalidFieldError: unless they are a dict of at most 32 names (1 to 64 characters without
+            ``=``) and texts (1 to 256 characters), without NUL.
+    """
+    if not isinstance(value, dict):
+        raise InvalidFieldError(
+            f"{field} is a {type(value).__name__}. Pass a dict of names and texts, or {{}}."
+        )
+    if len(value) > MAX_LABELS:
+        raise InvalidFieldError(
+            f"{field} has {len(value)} names, more than {MAX_LABELS}. Leave some out."
+        )
+    labels = {}
+    for name, text in value.items():
+        name = valid_name(f"a name in {field}", name, MAX_LABEL_NAME)  # noqa: PLW2901
+        if "=" in name:
+            raise InvalidFieldError(f"The name {name!r} in {field} holds a =. Take another name.")
+        labels[name] = valid_name(f"{field}[{name!r}]", text, MAX_LABEL_VALUE)
+    return labels
+
+
+def valid_usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what a checkpoint says of its node, and fill in None for what it does not say.
+
+    Raises:
+        TypeError: for what there is not in `workflow_storage.base.NodeUsage`.
+        InvalidFieldError: for a value that cannot be stored.
+    """
+    if not usage:
+        return dict.fromkeys(_USAGE)
+    unknown = usage.keys() - _USAGE.keys()
+    if unknown:
+        raise TypeError(
+            f"{', '.join(sorted(unknown))}: a checkpoint has no such field. "
+            f"Use one of: {', '.join(_USAGE)}."
+        )
+    return {name: valid(name, usage.get(name)) for name, valid in _USAGE.items()}
+
+
+def valid_totals(totals: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check the totals that are stored with a checkpoint.
+
+    Raises:
+        TypeError: for what is none of the totals.
+        InvalidFieldError: for a value that cannot be stored.
+    """
+    if not totals:
+        return {}
+    if totals.keys() - TOTALS:
+        raise TypeError(f"totals has other names than {', '.join(sorted(TOTALS))}. Leave them out.")
+    return valid_fields(totals)
+
+
 def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) -> dict[str, Any]:
     """Check the fields of an update, and of a change of status if one is given.
 
@@ -202,43 +292,25 @@ def valid_updates(fields: Mapping[str, Any], status: RunStatus | None = None) ->
     Raises:
         InvalidFieldError: for an unknown or fixed field, or a value that cannot be stored.
     """
-    allowed = UPDATABLE if status is None else UPDATABLE | RESULT_TIMES
+    allowed = UPDATABLE if status is None else UPDATABLE | _changed_with(status)
+    if status is not None and not status.is_terminal:
+        for name in RESULT_TIMES & fields.keys():
+            raise InvalidFieldError(
+                f"{name} belongs to a run that has ended, not to a {status.value} one. Leave it out."
+            )
     for name in fields:
         if name not in allowed:
             raise InvalidFieldError(
                 f"{name} is not a field that can be changed here. "
                 f"Change one of: {', '.join(sorted(allowed))}."
             )
-    if status is not None and not status.is_terminal:
-        for name in RESULT_TIMES & fields.keys():
-            raise InvalidFieldError(
-                f"{name} belongs to a run that has ended, not to a {status.value} one. Leave it out."
-            )
     return valid_fields(fields)
 
 
-def status_change(status: RunStatus, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that a change of status changes; the one rule for times and signs of life.
-
-    Args:
-        status: the new status.
-        fields: what is to be changed with it; see `valid_updates`.
-
-    Returns:
-        The fields as they are stored. With a terminal status, a duration_seconds of None stands
-        for the time from `started_at` to `completed_at`, which the store computes.
-
-    Raises:
-        InvalidFieldError: see `valid_updates`.
-    """
-    changes = {**valid_updates(fields, status), "status": status.value}
-    now = timezone.now()
-    if not status.is_terminal:
-        return {**changes, **dict.fromkeys(RESULT_TIMES), "heartbeat_at": now}
-    if changes.get("completed_at") is None:
-        changes["completed_at"] = now
-    changes.setdefault("duration_seconds", None)
-    return changes
+def _changed_with(status: RunStatus) -> frozenset[str]:
+    if status.is_terminal:
+        return _WITH_TERMINAL
+    return _WITH_RUNNING if status is RunStatus.RUNNING else _WITH_PENDING
 
 
 def valid_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,18 +325,28 @@ def valid_new_run(fields: Mapping[str, Any]) -> dict[str, Any]:
         InvalidFieldError: if a field cannot be stored.
     """
     valid = valid_fields(fields)
+    if valid["status"] == RunStatus.RUNNING:
+        valid["attempt"] = max(valid["attempt"], 1)
+        if valid["attempt_started_at"] is None:
+            valid["attempt_started_at"] = valid["started_at"]
     if valid["status"] in TERMINAL_STATUSES:
         if valid["completed_at"] is None:
             valid["completed_at"] = timezone.now()
         if valid["duration_seconds"] is None:
             duration = valid["completed_at"] - valid["started_at"]
-            valid["duration_seconds"] = duration.total_seconds()
+            valid["duration_seconds"] = max(0.0, duration.total_seconds())
+        valid["completed_at"] = max(valid["completed_at"], valid["started_at"])
     elif valid["completed_at"] is not None or valid["duration_seconds"] is not None:
         raise InvalidFieldError(
             f"completed_at and duration_seconds belong to a run that has ended, not to a "
             f"{valid['status']} one. Leave them out."
         )
     return valid
+
+
+def valid_attempt_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the fields of an `workflow_storage.base.Attempt` and return them as they are stored."""
+    return {name: _ATTEMPT_FIELDS[name](name, value) for name, value in fields.items()}
 
 
 def run_fields(run: object) -> dict[str, Any]:
@@ -297,8 +379,14 @@ def equal_checkpoints(one: Checkpoint, other: Checkpoint) -> bool:
         one["step"] == other["step"]
         and one["node_id"] == other["node_id"]
         and one["created_at"] == other["created_at"]
+        and valid_usage(_usage_of(one)) == valid_usage(_usage_of(other))
+        and one.get("attempt") == other.get("attempt")
         and state_text(one["state_data"]) == state_text(other["state_data"])
     )
+
+
+def _usage_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: checkpoint.get(name) for name in _USAGE}
 
 
 class ValidCheckpoint(NamedTuple):
@@ -309,6 +397,9 @@ class ValidCheckpoint(NamedTuple):
     created_at: datetime
     text: bytes
     """The state as JSON text in UTF-8."""
+    attempt: int | None
+    usage: dict[str, Any]
+    """See `workflow_storage.base.NodeUsage`."""
 
 
 def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
@@ -322,6 +413,8 @@ def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
         valid_name("node_id", checkpoint["node_id"], MAX_NODE_ID),
         valid_moment("created_at", checkpoint["created_at"]),
         state_text(checkpoint["state_data"]),
+        valid_attempt(checkpoint.get("attempt")),
+        valid_usage(_usage_of(checkpoint)),
     )
 
 
@@ -360,6 +453,13 @@ def _whole_number(field: str, value: object) -> int | None:
     return int(value)
 
 
+def _count(field: str, value: object, minimum: int = 0) -> int:
+    try:
+        return valid_count(field, value, minimum)
+    except ValueError as exc:
+        raise InvalidFieldError(str(exc)) from exc
+
+
 def _finite_number(field: str, value: object) -> float | None:
     if value is None:
         return None
@@ -378,6 +478,10 @@ def _moment_or_none(field: str, value: object) -> datetime | None:
     return None if value is None else valid_moment(field, value)
 
 
+def _name_or_none(max_length: int) -> Any:
+    return lambda field, value: None if value is None else valid_name(field, value, max_length)
+
+
 _FIELDS: dict[str, Any] = {
     "id": lambda field, value: valid_name(field, value, MAX_RUN_ID),
     "workflow_name": lambda field, value: valid_name(field, value, MAX_WORKFLOW_NAME),
@@ -392,8 +496,31 @@ _FIELDS: dict[str, Any] = {
     "total_tokens": _whole_number,
     "total_cost_usd": _finite_number,
     "heartbeat_at": _moment_or_none,
+    "current_node": _name_or_none(MAX_NODE_ID),
+    "waiting_for": _name_or_none(MAX_WAITING_FOR),
+    "attempt": _count,
+    "attempt_started_at": _moment_or_none,
+    "worker": _name_or_none(MAX_WORKER),
+    "parent_id": _name_or_none(MAX_RUN_ID),
+    "forked_from_step": lambda field, value: None if value is None else _count(field, value),
+    "labels": valid_labels,
 }
 RUN_FIELDS = tuple(_FIELDS)
+
+_ATTEMPT_FIELDS: dict[str, Any] = {
+    "number": lambda field, value: _count(field, value, minimum=1),
+    "started_at": _moment_or_none,
+    "ended_at": _moment_or_none,
+    "status": _FIELDS["status"],
+    "error_message": _error_text,
+    "node": _FIELDS["current_node"],
+    "worker": _FIELDS["worker"],
+}
+_USAGE: dict[str, Any] = {
+    "duration_seconds": _finite_number,
+    "tokens": _whole_number,
+    "cost_usd": _finite_number,
+}
 
 
 def _has_lone_surrogate(text: str) -> bool:

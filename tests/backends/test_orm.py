@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -29,6 +30,7 @@ from workflow_storage import (
 from workflow_storage.backends.orm import (
     DjangoExecutionStateRepository,
     DjangoWorkflowRunRepository,
+    errors,
 )
 from workflow_storage.backends.orm.errors import storage_error
 from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
@@ -119,8 +121,8 @@ class TestPlainSQL:
         )
         with connections[alias].cursor() as cursor:
             cursor.execute(
-                "INSERT INTO workflow_runs (id, workflow_name, status, inputs, started_at) "
-                "VALUES ('by hand', 'sql', 'running', '{\"x\": 1e23}', %s)",
+                "INSERT INTO workflow_runs (id, workflow_name, status, inputs, labels, attempt, started_at)"
+                " VALUES ('by hand', 'sql', 'running', '{\"x\": 1e23}', '{}', 1, %s)",
                 [value],
             )
             cursor.execute(
@@ -310,6 +312,7 @@ class TestFailingDatabases:
     ):
         with django_db_blocker.unblock():
             backend = create_storage_backend(postgres_url)
+            run = stored_run(backend)
             ((pid,),) = select(backend.runs.alias, "SELECT pg_backend_pid()")
             import psycopg
 
@@ -317,8 +320,8 @@ class TestFailingDatabases:
                 other.execute("SELECT pg_terminate_backend(%s)", [pid])
 
             with pytest.raises(StorageUnavailableError):
-                backend.runs.get("x")
-            assert backend.runs.get("x") is None
+                backend.runs.heartbeat(run.id)
+            backend.runs.heartbeat(run.id)
 
     @pytest.mark.parametrize("vendor", ["sqlite", "postgres", "mysql"])
     def test_missing_tables_say_to_migrate(self, vendor, register, tmp_path, request):
@@ -435,6 +438,88 @@ class TestIsolation:
     def test_concurrent_states_are_all_kept(self, backend):
         assert select(backend.runs.alias, "SHOW transaction_isolation") == [("repeatable read",)]
         ConcurrencyContract().test_concurrent_states_of_one_run_from_threads_are_all_kept(backend)
+
+
+class TestConflicts:
+    """Transactions that the database gives up for another one, here after waiting for a lock."""
+
+    @pytest.fixture
+    def backend(self, mysql_url, django_db_blocker):
+        with django_db_blocker.unblock():
+            backend = create_storage_backend(
+                f"{mysql_url}?init_command=SET%20SESSION%20innodb_lock_wait_timeout%3D1"
+            )
+            empty(backend)
+            yield backend
+            empty(backend)
+            forget(backend.runs.alias)
+
+    @pytest.fixture
+    def locked(self, backend):
+        """A run that another connection locks until the event is set."""
+        run, locked, done = stored_run(backend), threading.Event(), threading.Event()
+
+        def lock():
+            with transaction.atomic(using=backend.runs.alias):
+                backend.runs.update(run.id, total_tokens=1)
+                locked.set()
+                assert done.wait(30)
+            connections.close_all()
+
+        thread = threading.Thread(target=lock)
+        thread.start()
+        assert locked.wait(10)
+        yield run, done
+        done.set()
+        thread.join()
+
+    def test_a_transaction_of_our_own_is_tried_again(self, backend, locked):
+        run, done = locked
+        released = threading.Timer(1.5, done.set)
+        released.start()
+
+        assert backend.states.save_state(run.id, {"n": 1}, "node") == 0
+
+        assert done.is_set()
+
+    def test_when_the_time_is_over_the_error_does_not_say_to_roll_back(
+        self, backend, locked, monkeypatch
+    ):
+        run, _ = locked
+        monkeypatch.setattr(errors, "PATIENCE", 0.1)
+
+        for write in (
+            lambda: backend.states.save_state(run.id, {"n": 1}, "node"),
+            lambda: backend.runs.delete(run.id),
+            lambda: backend.states.delete_states(run.id),
+        ):
+            with pytest.raises(StorageUnavailableError, match="Try again later") as caught:
+                write()
+            assert "Roll" not in str(caught.value)
+
+    def test_in_the_callers_transaction_it_does_and_nothing_is_tried_again(self, backend, locked):
+        run, _ = locked
+
+        for callers in (
+            transaction.atomic(using=backend.runs.alias),
+            without_autocommit(backend.runs.alias),
+        ):
+            with (
+                pytest.raises(StorageUnavailableError, match="Roll your transaction back and run"),
+                callers,
+            ):
+                backend.runs.heartbeat(run.id)
+
+
+@contextmanager
+def without_autocommit(alias):
+    connections[alias].ensure_connection()
+    transaction.set_autocommit(False, using=alias)
+    try:
+        yield
+    finally:
+        transaction.rollback(using=alias)
+        transaction.set_autocommit(True, using=alias)
 
 
 def test_a_password_in_a_drivers_error_is_masked(register):

@@ -52,7 +52,7 @@ def prepared(backend):
 def use(backend, run_id, times=20):
     for number in range(times):
         backend.states.save_state(run_id, {"n": number}, "node")
-        backend.runs.update_status(run_id, "running", outputs={"n": number})
+        backend.runs.update(run_id, outputs={"n": number})
         assert backend.states.get_latest_state(run_id) == {"n": number}
         assert backend.runs.get(run_id).outputs == {"n": number}
         backend.runs.list_runs(status="failed")
@@ -157,6 +157,20 @@ def test_statements_that_were_deallocated_are_executed_all_the_same(in_use):
     session_of(backend).pgconn.exec_(b"DEALLOCATE ALL")  # unseen by psycopg
 
     use(backend, run_id)
+
+
+def test_statements_that_another_client_of_a_pooler_has_prepared_are_executed_all_the_same(
+    open_at, postgres_url
+):
+    backend = open_at(f"{postgres_url}?prepare_threshold=5")
+    run = stored_run(backend)
+    backend.runs.get(run.id)
+    for number in range(10):  # unseen by psycopg, under the names that it will use
+        session_of(backend).pgconn.exec_(f"PREPARE _pg3_{number} AS SELECT 1".encode())
+
+    use(backend, run.id)
+
+    assert session_of(backend).prepare_threshold is None
 
 
 def test_a_column_that_has_changed_its_type_is_read_all_the_same(in_use, postgres_url):

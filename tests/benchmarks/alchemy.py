@@ -67,6 +67,14 @@ class Run(Base):
     total_tokens: Mapped[int | None] = mapped_column(BigInteger)
     total_cost_usd: Mapped[float | None] = mapped_column(Float)
     heartbeat_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    current_node: Mapped[str | None] = mapped_column(String(128))
+    waiting_for: Mapped[str | None] = mapped_column(String(256))
+    attempt: Mapped[int] = mapped_column(Integer)
+    attempt_started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    worker: Mapped[str | None] = mapped_column(String(128))
+    parent_id: Mapped[str | None] = mapped_column(String(36))
+    forked_from_step: Mapped[int | None] = mapped_column(Integer)
+    labels: Mapped[Any] = mapped_column(JSONText)
 
 
 class State(Base):
@@ -76,6 +84,10 @@ class State(Base):
     step: Mapped[int] = mapped_column(Integer)
     node_id: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    attempt: Mapped[int | None] = mapped_column(Integer)
+    duration_seconds: Mapped[float | None] = mapped_column(Float)
+    tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cost_usd: Mapped[float | None] = mapped_column(Float)
     state_json: Mapped[Any] = mapped_column(JSONText)
     state_delta: Mapped[bytes | None] = mapped_column(LargeBinary)
 

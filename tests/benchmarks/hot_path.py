@@ -12,15 +12,28 @@ from tests.benchmarks.history import langgraph
 from tests.benchmarks.measure import Report, medians
 from workflow_storage import WorkflowRun, create_storage_backend
 from workflow_storage.factory import forget
+from workflow_storage.validation import RUN_FIELDS
 
-COLUMNS = (
-    "id, workflow_name, status, config_snapshot, inputs, outputs, error_message, started_at, "
-    "completed_at, duration_seconds, total_tokens, total_cost_usd, heartbeat_at"
+NAMES = RUN_FIELDS
+COLUMNS = ", ".join(NAMES)
+JSON_NAMES = ("config_snapshot", "inputs", "outputs", "labels")
+PAYLOADS = [NAMES.index(name) for name in JSON_NAMES]
+TIMES = [place for place, name in enumerate(NAMES) if name.endswith("_at")]
+STATE_COLUMNS = (
+    "id, run_id, step, node_id, created_at, attempt, duration_seconds, tokens, cost_usd, "
+    "state_json, state_delta"
 )
-PAYLOADS = (3, 4, 5)
-TIMES = (7, 8, 12)
-STATE_COLUMNS = "id, run_id, step, node_id, created_at, state_json, state_delta"
-TARGETS = {"add": 3, "get": 4, "update_status": 3, "list": 3, "save_state": 2, "latest": 3}
+TARGETS = {
+    "add": 3,
+    "get": 4,
+    "update_status": 3,
+    "list": 3,
+    "save_state": 2,
+    "recorded save": 2,
+    "latest": 3,
+}
+TOTALS = {"total_tokens": 812, "total_cost_usd": 0.0031}
+USAGE = {"duration_seconds": 1.5, "tokens": 812, "cost_usd": 0.0031}
 
 
 class Driver:
@@ -28,7 +41,9 @@ class Driver:
 
     def __init__(self, connection: Any, mark: str, begin: str, lock: str) -> None:
         self.connection, self.begin = connection, begin
-        self.insert_run = f"INSERT INTO workflow_runs ({COLUMNS}) VALUES ({', '.join([mark] * 13)})"
+        self.insert_run = (
+            f"INSERT INTO workflow_runs ({COLUMNS}) VALUES ({', '.join([mark] * len(NAMES))})"
+        )
         self.select_run = f"SELECT {COLUMNS} FROM workflow_runs WHERE id = {mark}"
         self.select_runs = (
             f"SELECT {COLUMNS} FROM workflow_runs WHERE workflow_name = {mark} "
@@ -47,6 +62,15 @@ class Driver:
             "INSERT INTO execution_states (run_id, step, node_id, created_at, state_json, state_delta)"
             f" VALUES ({', '.join([mark] * 6)}) RETURNING id"
         )
+        self.note = (
+            f"UPDATE workflow_runs SET current_node = {mark}, total_cost_usd = {mark}, "
+            f"total_tokens = {mark} WHERE id = {mark} AND status = {mark} AND attempt = {mark}"
+        )
+        self.insert_used = (
+            "INSERT INTO execution_states (run_id, step, node_id, created_at, attempt, "
+            "duration_seconds, tokens, cost_usd, state_json, state_delta) "
+            f"VALUES ({', '.join([mark] * 10)}) RETURNING id"
+        )
         self.latest_state = (
             f"SELECT {STATE_COLUMNS} FROM execution_states WHERE run_id = {mark} "
             "ORDER BY step DESC LIMIT 1"
@@ -62,7 +86,7 @@ class Driver:
         return value and datetime.fromisoformat(value).replace(tzinfo=UTC)
 
     def add(self, run: WorkflowRun) -> None:
-        values = [getattr(run, name) for name in COLUMNS.split(", ")]
+        values = [getattr(run, name) for name in NAMES]
         for place in PAYLOADS:
             values[place] = None if values[place] is None else json.dumps(values[place])
         for place in TIMES:
@@ -101,9 +125,22 @@ class Driver:
         self.connection.execute("COMMIT")
         return step
 
+    def recorded_save(self, run_id: str, state: Any) -> int:
+        text = json.dumps(state)
+        self.connection.execute(self.begin)
+        noted = ("node", TOTALS["total_cost_usd"], TOTALS["total_tokens"], run_id, "running", 1)
+        assert self.connection.execute(self.note, noted).rowcount == 1
+        row = self.connection.execute(self.next_step, (-1, run_id)).fetchone()
+        step = 0 if row[0] is None else row[0] + 1
+        now = self.time(datetime.now(UTC))
+        values = (run_id, step, "node", now, 1, *USAGE.values(), text, None)
+        self.connection.execute(self.insert_used, values).fetchone()
+        self.connection.execute("COMMIT")
+        return step
+
     def latest(self, run_id: str) -> Any:
         row = self.connection.execute(self.latest_state, (run_id,)).fetchone()
-        return row[2], row[3], self.parsed(row[4]), json.loads(row[5])
+        return row[2], row[3], self.parsed(row[4]), json.loads(row[9])
 
 
 class PostgresDriver(Driver):
@@ -191,6 +228,10 @@ def _compare(
         runs.add(one)
         for number in range(20):
             states.save_state(one.id, samples.small_state(number), "node")
+    recorded = [new_run(payload) for _ in range(2)]
+    for one in recorded:
+        runs.add(one)
+    writer = states.writer(recorded[0].id, attempt=1)
     alchemy = _sqlalchemy(alchemy_url, payload)
     operations: dict[str, dict[str, Any]] = {
         "add": {
@@ -211,6 +252,11 @@ def _compare(
             "ours": lambda: states.save_state(ours_run.id, payload, "node"),
             "driver": lambda: driver.save_state(theirs_run.id, payload),
         },
+        # With the fence, the usage of the node, and the totals and the node of the run.
+        "recorded save": {
+            "ours": lambda: writer.save_state(payload, "node", totals=TOTALS, **USAGE),
+            "driver": lambda: driver.recorded_save(recorded[1].id, payload),
+        },
         "latest": {
             "ours": lambda: states.get_latest_state(ours_run.id),
             "driver": lambda: driver.latest(theirs_run.id),
@@ -226,6 +272,7 @@ def _compare(
     for peer_name, peer in peers.items():
         if peer:
             operations["save_state"][peer_name] = functools.partial(peer[0], payload)
+            operations["recorded save"][peer_name] = functools.partial(peer[0], payload)
             operations["latest"][peer_name] = peer[3]
     report = Report(f"Hot path: {name}, payloads and states of 2.6 kB, median of {rounds} rounds")
     for operation, calls in operations.items():
@@ -254,6 +301,7 @@ def new_run(payload: Any, name: str = "hot") -> WorkflowRun:
         status="running",
         inputs=payload,
         started_at=datetime.now(UTC),
+        attempt=1,
     )
 
 

@@ -4,7 +4,7 @@ import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -16,9 +16,13 @@ from workflow_storage import StorageBackend, create_storage_backend
 from workflow_storage.factory import forget
 from workflow_storage.validation import PAYLOADS, RUN_FIELDS
 
+if TYPE_CHECKING:
+    from workflow_storage.base import NodeUsage, Totals
+
 TARGET = 2
 FIELDS = RUN_FIELDS[1:]
-TIMES = {"started_at", "completed_at", "heartbeat_at"}
+TIMES = {"started_at", "completed_at", "heartbeat_at", "attempt_started_at"}
+JSON = PAYLOADS | {"labels"}
 MEMORY_RUNS, MEMORY_STATES = 10_000, 10
 
 
@@ -42,10 +46,10 @@ class Driver:
         values: list[Any] = []
         for name in FIELDS:
             value = getattr(run, name)
-            if value is not None:
+            if value is not None and value != {}:
                 text = (
                     json.dumps(value)
-                    if name in PAYLOADS
+                    if name in JSON
                     else self.time(value)
                     if name in TIMES
                     else value
@@ -59,7 +63,7 @@ class Driver:
         for name, value in zip(FIELDS, values, strict=True):
             if value is None:
                 run[name] = None
-            elif name in PAYLOADS:
+            elif name in JSON:
                 run[name] = json.loads(value)
             elif name in TIMES:
                 run[name] = datetime.fromisoformat(value.decode()).replace(tzinfo=UTC)
@@ -71,16 +75,10 @@ class Driver:
         return self.parsed(self.client.hmget(f"{self.base}:run:{run_id}", FIELDS))
 
     def update_status(self, run_id: str, payload: Any) -> None:
-        values = (
-            "status",
-            "completed",
-            "outputs",
-            json.dumps(payload),
-            "completed_at",
-            self.time(datetime.now(UTC)),
-        )
-        arguments = ("", 3 + len(values), *values, "duration_seconds")
-        self.call(self.scripts.CHANGE, run_id, *arguments, indexes=self.scripts.INDEXES)
+        values = ("outputs", json.dumps(payload))
+        at = self.time(datetime.now(UTC))
+        arguments = ("", "", "completed", at, "", len(values), *values, "waiting_for")
+        self.call(self.scripts.CHANGE_STATUS, run_id, *arguments, indexes=self.scripts.INDEXES)
 
     def list(self, name: str) -> Any:
         statuses = ("pending", "running", "completed", "failed", "cancelled")
@@ -97,13 +95,20 @@ class Driver:
     def save_state(self, run_id: str, state: Any) -> Any:
         now = self.time(datetime.now(UTC))
         text = json.dumps(state)
-        mark = f"{now} 00000000 node"
-        return self.call(self.scripts.APPEND, run_id, "", "", "", now, mark, text)
+        mark = f"{now} 00000000     node"
+        return self.call(self.scripts.APPEND, run_id, "", "", mark, text, 0)
+
+    def checkpoint(self, run_id: str, state: Any) -> Any:
+        now = self.time(datetime.now(UTC))
+        text = json.dumps(state)
+        mark = f"{now} 00000000 1 1.5 7 0.25 node"
+        noted = ("total_tokens", 7, "total_cost_usd", 0.25, "current_node", "node")
+        return self.call(self.scripts.APPEND, run_id, 1, "", mark, text, len(noted), *noted)
 
     def latest(self, run_id: str) -> Any:
         _, _, step, mark, text = self.call(self.scripts.CHAIN, run_id, "")
         created_at = datetime.fromisoformat(mark[:26].decode()).replace(tzinfo=UTC)
-        return step, mark[36:].decode(), created_at, json.loads(text)
+        return step, mark.split(b" ", 6)[6].decode(), created_at, json.loads(text)
 
 
 def run(*, quick: bool) -> None:
@@ -159,12 +164,18 @@ def _operations(backend: StorageBackend, payload: Any) -> dict[str, Any]:
     runs.add(run)
     for number in range(20):
         states.save_state(run.id, samples.small_state(number), "node")
+    owned = new_run(payload)
+    runs.add(owned)
+    writer = states.writer(owned.id, attempt=1)
+    usage: NodeUsage = {"duration_seconds": 1.5, "tokens": 7, "cost_usd": 0.25}
+    totals: Totals = {"total_tokens": 7, "total_cost_usd": 0.25}
     return {
         "add": lambda: runs.add(new_run(payload)),
         "get": lambda: runs.get(run.id),
         "update_status": lambda: runs.update_status(run.id, "completed", outputs=payload),
         "list": lambda: runs.list_by_workflow("workflow-1"),
         "save_state": lambda: states.save_state(run.id, payload, "node"),
+        "checkpoint": lambda: writer.save_state(payload, "node", totals=totals, **usage),
         "latest": lambda: states.get_latest_state(run.id),
     }
 
@@ -179,12 +190,15 @@ def _compare(
     backend.runs.add(one)
     for number in range(20):
         backend.states.save_state(one.id, samples.small_state(number), "node")
+    owned = new_run(payload)
+    backend.runs.add(owned)
     plain = {
         "add": lambda: driver.add(new_run(payload)),
         "get": lambda: driver.get(one.id),
         "update_status": lambda: driver.update_status(one.id, payload),
         "list": lambda: driver.list("workflow-1"),
         "save_state": lambda: driver.save_state(one.id, payload),
+        "checkpoint": lambda: driver.checkpoint(owned.id, payload),
         "latest": lambda: driver.latest(one.id),
     }
     report = Report(f"Redis, payloads and states of 2.6 kB, median of {rounds} rounds")

@@ -103,8 +103,9 @@ def _fill(backend: StorageBackend, count: int) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO workflow_runs (id, workflow_name, status, inputs, started_at, completed_at) "
-            f"SELECT {identity}, 'workflow-' || (i %% 50), {status}, '{{\"number\":1}}', {moment}, "
+            "INSERT INTO workflow_runs (id, workflow_name, status, inputs, labels, attempt, started_at, "
+            "completed_at) "
+            f"SELECT {identity}, 'workflow-' || (i %% 50), {status}, '{{\"number\":1}}', '{{}}', 1, {moment}, "
             f"CASE WHEN i %% 20 IN (1, 2) THEN NULL ELSE {moment} END FROM ({numbers}) AS n",
             [start, start, count - 1],
         )

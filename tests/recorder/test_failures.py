@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.db import transaction
 
 from tests.recorder.conftest import only_run
 from workflow_storage import (
@@ -14,6 +16,11 @@ from workflow_storage.testing import outcome
 
 
 class TestEnding:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        """The end of a run is tried for less time than in real life."""
+        monkeypatch.setattr("workflow_storage.recorder.ending.END_PATIENCE", 0.2)
+
     def test_an_exception_fails_the_run_and_goes_on_unchanged(self, backend):
         secret_local = "not to be stored"
         error = KeyError("the reason")
@@ -70,6 +77,56 @@ class TestEnding:
         with pytest.raises(Awkward), record_run("w", backend=backend):
             monkeypatch.setattr(backend.runs, "update_status", unavailable)
             raise Awkward
+
+
+def _from_sync_code(work):
+    async def wait_for():
+        return await work
+
+    return async_to_sync(wait_for)()
+
+
+class TestInsideATransaction:
+    """Of the caller, which takes the record of the failure with it if it is rolled back."""
+
+    def test_the_exception_says_that_its_record_may_be_lost_and_what_to_set(self, sql_backend):
+        with (
+            pytest.raises(ZeroDivisionError) as caught,
+            transaction.atomic(using=sql_backend.alias),
+            record_run("w", backend=sql_backend) as run,
+        ):
+            _ = 1 / 0
+
+        (note,) = caught.value.__notes__
+        assert f"run {run.run_id} was recorded inside a transaction of {sql_backend.name!r}" in note
+        assert "own_connection=True" in note
+        assert sql_backend.runs.get(run.run_id) is None
+
+    @pytest.mark.parametrize("run", [_from_sync_code, asyncio.run])
+    def test_so_it_does_in_async_code(self, sql_backend, run):
+        async def record():
+            async with record_run("w", backend=sql_backend):
+                _ = 1 / 0
+
+        with (
+            pytest.raises(ZeroDivisionError) as caught,
+            transaction.atomic(using=sql_backend.alias),
+        ):
+            run(record())
+
+        assert "inside a transaction" in caught.value.__notes__[0]
+
+    def test_without_one_there_is_nothing_to_say(self, sql_backend):
+        async def record():
+            async with record_run("w", backend=sql_backend):
+                _ = 1 / 0
+
+        with pytest.raises(ZeroDivisionError) as caught, record_run("w", backend=sql_backend):
+            _ = 1 / 0
+        assert not hasattr(caught.value, "__notes__")
+        with pytest.raises(ZeroDivisionError) as caught:
+            asyncio.run(record())
+        assert not hasattr(caught.value, "__notes__")
 
 
 class TestErrorText:

@@ -23,6 +23,7 @@ from workflow_storage import (
     InvalidFieldError,
     InvalidPayloadError,
     RunAlreadyExistsError,
+    RunLostError,
     RunNotFoundError,
     StatusConflictError,
     current_run,
@@ -78,7 +79,7 @@ class TestRecording:
 
     def test_a_run_that_was_failed_meanwhile_is_told(self, backend):
         with (
-            pytest.raises(StatusConflictError, match="is failed, or resumed"),
+            pytest.raises(RunLostError, match="is failed: attempt 1 is over"),
             record_run("w", backend=backend) as run,
         ):
             backend.runs.update_status(run.run_id, "failed", error_message="stalled")
@@ -107,7 +108,7 @@ class TestRecording:
 
     def test_a_run_does_not_end_what_another_process_still_works_on(self, backend):
         with (
-            pytest.raises(StatusConflictError, match="resumed by another process"),
+            pytest.raises(RunLostError, match="was taken over by attempt 2"),
             record_run("w", backend=backend) as run,
         ):
             backend.runs.update_status(run.run_id, "failed", error_message="stalled")

@@ -4,6 +4,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.utils import timezone
 
 from tests.conftest import emptied
 from workflow_storage.testing import changed_state, new_run, stored_run
@@ -63,6 +64,18 @@ def filled(store, states=9):
         for step in range(states * number):
             state = changed_state(state, "grow", 400 * number + step)
             writer.save_state(state, f"node {step} ✓")
+    for number in range(3):
+        store.runs.update_status("failed \N{GRINNING FACE}", "running", worker=f"host:{number}")
+        store.runs.update_status(
+            "failed \N{GRINNING FACE}", "failed", error_message=f"it broke again\0{number}"
+        )
+    again = "pending \N{GRINNING FACE}"
+    store.runs.update_status(again, "running", attempt_started_at=timezone.now())
+    store.states.save_state(
+        again, {"a": 1}, "node", attempt=1, totals={"total_tokens": 7}, tokens=3, cost_usd=0.25
+    )
+    store.runs.update_status(again, "pending", waiting_for="an approval")
+    store.runs.update(again, labels={"tenant": "acme", "case": "\N{GRINNING FACE}"})
     store.states.delete_states("failed \N{GRINNING FACE}", keep_last=5)
     store.runs.heartbeat("running \N{GRINNING FACE}")
     exact = new_run(id="no end", status="completed", started_at=start)
@@ -81,6 +94,8 @@ def assert_equal(source, target):
 
 def assert_same(source, target, run, other):
     assert equal_runs(run, other)
+    attempts = [store.runs.list_attempts(run.id) for store in (source, target)]
+    assert attempts[0] == attempts[1]
     history = [store.states.get_state_history(run.id) for store in (source, target)]
     assert len(history[0]) == len(history[1])
     assert all(map(equal_checkpoints, *history))

@@ -218,6 +218,35 @@ def test_a_run_that_was_queued_again_is_the_newer_one(two):
     assert source.runs.get(run.id).status == "pending"
 
 
+def test_a_run_that_was_begun_again_brings_its_attempts(two):
+    source, target = two
+    run = stored_run(source, status="running")
+    source.runs.update_status(run.id, "failed", error_message="first")
+    list(copy_runs(source, target))
+    source.runs.update_status(run.id, "running", attempt=1, expected="failed")
+
+    assert outcomes(copy_runs(source, target)) == {run.id: "updated"}
+
+    assert target.runs.list_attempts(run.id) == source.runs.list_attempts(run.id)
+    assert [one.error_message for one in target.runs.list_attempts(run.id)] == ["first", None]
+    source.runs.update_status(run.id, "completed", attempt=2)
+    (done,) = copy_runs(source, target, move=True)
+    assert (done.outcome, done.deleted) == ("updated", True)
+    assert [one.status for one in target.runs.list_attempts(run.id)] == ["failed", "completed"]
+
+
+def test_a_run_whose_attempts_do_not_read_back_equal_is_not_deleted(two, monkeypatch):
+    source, target = two
+    run = stored_run(source, status="failed", attempt=3)
+    monkeypatch.setattr(target.runs, "list_attempts", lambda run_id: [])
+
+    (done,) = copy_runs(source, target, move=True)
+
+    assert not done.deleted
+    assert "does not read back equal" in done.reason
+    assert source.runs.get(run.id) is not None
+
+
 def test_a_run_whose_states_went_on_in_the_target_is_refused(two):
     source, target = two
     run = stored_run(source, status="running")
@@ -247,7 +276,9 @@ def test_a_run_that_was_begun_anew_in_the_source_is_refused(two):
     assert len(target.states.get_state_history(run.id)) == 5
 
 
-def test_a_run_that_is_deleted_meanwhile_is_not_copied_as_one_without_states(two, tmp_path):
+def test_a_run_that_is_deleted_meanwhile_is_not_copied_as_one_without_states(
+    two, tmp_path, monkeypatch
+):
     source, target = two
     for number in range(3):
         run = stored_run(source, id=f"run-{number}", status="completed")
@@ -263,7 +294,17 @@ def test_a_run_that_is_deleted_meanwhile_is_not_copied_as_one_without_states(two
     next(exporting)
     source.runs.delete("run-0")
     assert [result.outcome for result in exporting] == ["refused"]
-    assert [type(result) for result in import_runs(tmp_path / "x", target)].count(DamagedLine) == 1
+    assert len(list(import_runs(tmp_path / "x", target))) == 1
+
+    read = source.states.iter_state_history
+
+    def read_and_delete(run_id):
+        yield from read(run_id)
+        source.runs.delete(run_id)
+
+    monkeypatch.setattr(source.states, "iter_state_history", read_and_delete)
+    assert [result.outcome for result in export_runs(source, tmp_path / "x")] == ["refused"]
+    assert [type(line) for line in import_runs(tmp_path / "x", target)] == [DamagedLine]
 
 
 def test_two_processes_that_copy_the_same_do_not_disturb_each_other(two):
@@ -419,6 +460,7 @@ for done in copy_runs(source, target, move=sys.argv[3] == "move"):
         (("postgres", "redis"), "move"),
     ],
 )
+@pytest.mark.slow
 def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(
     request, django_db_blocker, kinds, move
 ):

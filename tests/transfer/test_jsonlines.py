@@ -5,12 +5,11 @@ import json
 import tracemalloc
 from datetime import datetime
 
+import pytest
 from django.utils import timezone
 
 from tests.transfer.conftest import outcomes
-from workflow_storage import (
-    WorkflowRun,
-)
+from workflow_storage import Attempt, WorkflowRun
 from workflow_storage.testing import new_run, stored_run
 from workflow_storage.transfer import (
     DamagedLine,
@@ -35,6 +34,22 @@ class TestLines:
         assert data["run"]["started_at"] == run.started_at.isoformat()
         assert data["states"][0]["state_data"] == {"b": "ä"}
 
+    def test_a_line_has_the_attempts_of_the_run(self, two, tmp_path):
+        source, target = two
+        run = stored_run(source, status="running")
+        source.runs.update_status(run.id, "failed", error_message="first")
+        source.runs.update_status(run.id, "running", worker="host:2")
+        path = tmp_path / "runs.jsonl"
+
+        list(export_runs(source, path))
+        (done,) = import_runs(path, target)
+
+        assert done.outcome == "copied"
+        data = json.loads(path.read_text())
+        assert [attempt["error_message"] for attempt in data["attempts"]] == ["first", None]
+        assert data["attempts"][1]["worker"] == "host:2"
+        assert target.runs.list_attempts(run.id) == source.runs.list_attempts(run.id)
+
     def damaged_file(self, two, path):
         source, _ = two
         for number in range(6):
@@ -48,6 +63,8 @@ class TestLines:
         path = tmp_path / "runs.jsonl"
         lines = self.damaged_file(two, path)
         good = json.loads(lines[0])
+        del good["crc32"]
+        an_attempt = dict.fromkeys(Attempt._fields) | {"number": 1, "status": "failed"}
         damaged = [
             lines[1][:-5],
             "not JSON",
@@ -60,6 +77,10 @@ class TestLines:
             json.dumps({**good, "states": [{**good["states"][0], "state_data": []}]}),
             json.dumps({**good, "states": [{"step": 0}]}),
             json.dumps({**good, "states": None}),
+            json.dumps({**good, "attempts": None}),
+            json.dumps({**good, "attempts": [{"number": 1}]}),
+            json.dumps({**good, "attempts": [{**an_attempt, "number": 0}]}),
+            json.dumps({**good, "attempts": [{**an_attempt, "ended_at": "yesterday"}]}),
             "\xff".encode("latin1").decode("utf-8", "surrogateescape"),
         ]
         text = "\n".join(["", *damaged, *lines[2:], ""])
@@ -153,6 +174,7 @@ class TestLines:
         assert target.runs.count_runs() == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch):
     source, target = two
     monkeypatch.setattr("workflow_storage.base.PAGE_SIZE", 10)

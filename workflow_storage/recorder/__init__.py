@@ -3,15 +3,16 @@
 Works on every backend, through the two repositories only.
 """
 
+from workflow_storage.recorder.ending import END_PATIENCE
 from workflow_storage.recorder.failures import MAX_ERROR_MESSAGE, describe_error
-from workflow_storage.recorder.heartbeats import STOP_TIMEOUT
-from workflow_storage.recorder.recording import RESUMABLE, Recording, record_run, resume_run
+from workflow_storage.recorder.opening import RESUMABLE
+from workflow_storage.recorder.recording import Recording, record_run, resume_run
 from workflow_storage.recorder.run import RecordedRun, current_run
 
 __all__ = [
+    "END_PATIENCE",
     "MAX_ERROR_MESSAGE",
     "RESUMABLE",
-    "STOP_TIMEOUT",
     "RecordedRun",
     "Recording",
     "current_run",

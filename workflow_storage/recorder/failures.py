@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from workflow_storage.exceptions import InvalidFieldError
+from workflow_storage.exceptions import InvalidFieldError, RunLostError
 from workflow_storage.serialization import payload_json
 from workflow_storage.status import RunStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -28,50 +25,51 @@ class Outcome(NamedTuple):
     """What is stored with the status: `error_message`, and `outputs` if it completed."""
 
 
-@contextlib.contextmanager
-def ending(run_id: str, outputs: Any, exc: BaseException | None) -> Iterator[Outcome]:
-    """Yield how a run ends, for the caller to store, and raise what the author has to hear.
-
-    The exception that the block was left with goes on its way by itself. An error of the store
-    is noted on it, or raised if there is none.
+def outcome_of(outputs: Any, exc: BaseException | None) -> tuple[Outcome, InvalidFieldError | None]:
+    """Return how a run ends.
 
     Args:
-        run_id: which run.
         outputs: its result.
         exc: what its block was left with.
 
-    Raises:
-        InvalidFieldError: after the outcome has been stored, if `outputs` is not JSON.
+    Returns:
+        Its outcome; and why the result cannot be stored, for which the run has failed then.
     """
-    refused: InvalidFieldError | None = None
-    if exc is None:
-        try:
-            payload_json("outputs", outputs)
-        except InvalidFieldError as error:
-            refused = error
+    if exc is not None:
+        status = RunStatus.FAILED if isinstance(exc, Exception) else RunStatus.CANCELLED
+        return Outcome(status, {"error_message": describe_error(exc)}), None
     try:
-        yield _outcome(outputs, refused if exc is None else exc)
-    except Exception as error:
-        if exc is None:
-            raise
-        _note(exc, error, run_id)
-    if refused is not None:
-        raise refused
+        payload_json("outputs", outputs)
+    except InvalidFieldError as refused:
+        return Outcome(RunStatus.FAILED, {"error_message": describe_error(refused)}), refused
+    return Outcome(RunStatus.COMPLETED, {"outputs": outputs, "error_message": None}), None
 
 
-def _outcome(outputs: Any, exc: BaseException | None) -> Outcome:
-    if exc is None:
-        return Outcome(RunStatus.COMPLETED, {"outputs": outputs, "error_message": None})
-    status = RunStatus.FAILED if isinstance(exc, Exception) else RunStatus.CANCELLED
-    return Outcome(status, {"error_message": describe_error(exc)})
-
-
-def _note(exc: BaseException, error: Exception, run_id: str) -> None:
+def note(exc: BaseException, error: Exception, run_id: str) -> None:
     """Let an exception that is on its way go on, with the store's error noted on it."""
-    logger.error("The end of workflow run %s could not be stored", run_id, exc_info=error)
+    if isinstance(error, RunLostError):
+        logger.warning("How workflow run %s ended here was not stored: %s", run_id, error)
+    else:
+        logger.error("The end of workflow run %s could not be stored", run_id, exc_info=error)
     # Some exceptions take no note; then the log has it.
     with contextlib.suppress(Exception):
         exc.add_note(f"The end of workflow run {run_id} could not be stored: {error}")
+
+
+def note_transaction(exc: BaseException, run_id: str, backend: str) -> None:
+    """Note on an exception that the record of its failure may go with the caller's transaction.
+
+    Args:
+        exc: what the block was left with.
+        run_id: its run.
+        backend: the name of the store.
+    """
+    with contextlib.suppress(Exception):
+        exc.add_note(
+            f"Workflow run {run_id} was recorded inside a transaction of {backend!r}: if that is "
+            "rolled back, so is the record of this failure. To keep it, open the store with "
+            "own_connection=True, or, on SQLite, keep the runs in another database."
+        )
 
 
 def describe_error(exc: BaseException) -> str:

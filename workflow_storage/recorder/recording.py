@@ -6,34 +6,28 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
-
-from asgiref.sync import sync_to_async
-from django.utils import timezone
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_storage.base import StorageBackend
-from workflow_storage.exceptions import InvalidFieldError, RunNotFoundError, StorageError
+from workflow_storage.exceptions import InvalidFieldError
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
-from workflow_storage.recorder.failures import ending
-from workflow_storage.recorder.heartbeats import beat_in_task, beat_in_thread, valid_interval
-from workflow_storage.recorder.run import RecordedRun, RunWriter, as_current
+from workflow_storage.recorder.ending import finished
+from workflow_storage.recorder.heartbeats import keep_alive, valid_interval
+from workflow_storage.recorder.opening import Beginning, Opened, Opening, Resumption
+from workflow_storage.recorder.run import RecordedRun, as_current
+from workflow_storage.recorder.steps import acarried_out, carried_out
 from workflow_storage.serialization import payload_json
 from workflow_storage.signals import run_started
-from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from datetime import timedelta
     from types import TracebackType
 
-    from workflow_storage.base import Checkpoint
     from workflow_storage.config import StorageConfig
-    from workflow_storage.models import WorkflowRun
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 _R = TypeVar("_R")
-
-RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PENDING)
 
 
 def record_run(
@@ -62,7 +56,7 @@ def record_run(
         backend: a `StorageBackend`, or what `create_storage_backend` takes.
         heartbeat: seconds between signs of life while nothing is saved; None for none.
     """
-    return Recording(_Beginning(workflow_name, config, run_id), inputs, backend, heartbeat)
+    return Recording(Beginning(workflow_name, config, run_id), inputs, backend, heartbeat)
 
 
 def resume_run(
@@ -74,8 +68,9 @@ def resume_run(
 ) -> Recording:
     """Go on with a failed, cancelled or pending run, in a ``with`` or ``async with`` block.
 
-    ``run.state``, ``run.node_id`` and ``run.step`` are those of its last checkpoint. Of
-    several processes that resume a run, one gets it.
+    ``run.state``, ``run.node_id`` and ``run.step`` are those of its last checkpoint. It is a new
+    attempt: of several processes that resume a run, one gets it, and whoever was given up
+    writes nothing any more (`RunLostError`).
 
     Args:
         run_id: which run.
@@ -85,9 +80,13 @@ def resume_run(
 
     Raises:
         RunNotFoundError: on entering, if there is no such run.
-        StatusConflictError: on entering, if the run is completed, or is running.
+        NotResumableError: (a StatusConflictError) on entering, if the run is completed, or is
+            running.
+        DamagedStateError: on entering, if its last checkpoint cannot be read.
+        StorageUnavailableError: on entering, if the store does not answer; or if whoever works on a
+            stalled run is stopped in the middle of a transaction, which holds a lock.
     """
-    return Recording(_Resumption(run_id, stalled_after), None, backend, heartbeat)
+    return Recording(Resumption(run_id, stalled_after), None, backend, heartbeat)
 
 
 class Recording:
@@ -95,7 +94,7 @@ class Recording:
 
     def __init__(
         self,
-        opening: _Opening,
+        opening: Opening,
         inputs: Any,
         backend: StorageBackend | StorageConfig | str | None,
         heartbeat: float | None,
@@ -104,9 +103,9 @@ class Recording:
         self._inputs = inputs
         self._backend = backend
         self._heartbeat = valid_interval(heartbeat)
-        self._opened: _Opened | None = None
+        self._opened: Opened | None = None
         self._stack = contextlib.ExitStack()
-        self._stop_task: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._stop_heartbeats: Callable[[], None] = lambda: None
 
     def __call__(self, function: _F) -> _F:
         """Record each call of a function as a run of its own."""
@@ -115,7 +114,7 @@ class Recording:
                 f"{function.__qualname__} is a generator function, whose body runs after the "
                 "call. Use `with record_run(...)` inside it."
             )
-        if isinstance(self._opening, _Beginning) and self._opening.run_id is not None:
+        if isinstance(self._opening, Beginning) and self._opening.run_id is not None:
             raise TypeError("A decorated function makes a run a call. Leave run_id out.")
         signature = inspect.signature(function)
 
@@ -147,10 +146,9 @@ class Recording:
         self._refuse_second_use()
         given = self._backend
         backend = given if isinstance(given, StorageBackend) else create_storage_backend(given)
-        opened = self._enter(self._opening.open(backend, self._inputs))
+        opened = self._enter(carried_out(self._opening.steps(backend, self._inputs)))
         try:
-            if self._heartbeat is not None:
-                self._stack.callback(beat_in_thread(opened.run, self._heartbeat))
+            self._keep_alive(opened)
             opened.writer.send(run_started, opened.run)
         except BaseException as exc:
             self.__exit__(type(exc), exc, exc.__traceback__)
@@ -163,15 +161,15 @@ class Recording:
         backend = (
             given if isinstance(given, StorageBackend) else await acreate_storage_backend(given)
         )
-        opening, cancelled = await _to_the_end(self._opening.aopen(backend, self._inputs))
+        steps = self._opening.steps(backend, self._inputs)
+        opening, cancelled = await _to_the_end(acarried_out(steps))
         if cancelled is not None:
             if opening.exception() is None:
-                await _to_the_end(_afinish(opening.result(), cancelled))
+                await _to_the_end(acarried_out(finished(*opening.result(), cancelled)))
             raise cancelled
         opened = self._enter(opening.result())
         try:
-            if self._heartbeat is not None:
-                self._stop_task = beat_in_task(opened.run, self._heartbeat)
+            self._keep_alive(opened)
             await opened.writer.asend(run_started, opened.run)
         except BaseException as exc:
             await self.__aexit__(type(exc), exc, exc.__traceback__)
@@ -184,10 +182,13 @@ class Recording:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        assert self._opened is not None
-        # Stopping the heartbeats comes last: it can take a while, or be interrupted.
-        with self._stack:
-            _finish(self._opened, exc)
+        opened = self._left()
+        if opened is not None:
+            # The end can take a while.
+            try:
+                carried_out(finished(*opened, exc))
+            finally:
+                self._stop_heartbeats()
 
     async def __aexit__(
         self,
@@ -195,112 +196,38 @@ class Recording:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        assert self._opened is not None
-        self._stack.close()
+        opened = self._left()
+        if opened is None:
+            return
         # A task that is cancelled while it ends still stores how it ended.
-        finished, cancelled = await _to_the_end(_afinish(self._opened, exc))
-        if self._stop_task is not None:
-            await self._stop_task()
-        finished.result()
+        ending, cancelled = await _to_the_end(acarried_out(finished(*opened, exc)))
+        self._stop_heartbeats()
+        ending.result()
         if cancelled is not None:
             raise cancelled
 
-    def _enter(self, opened: _Opened) -> _Opened:
+    def _enter(self, opened: Opened) -> Opened:
         self._opened = opened
         self._stack.enter_context(as_current(opened.run))
         return opened
 
+    def _keep_alive(self, opened: Opened) -> None:
+        if self._heartbeat is not None:
+            run, writer = opened
+            self._stop_heartbeats = keep_alive(run, self._heartbeat, writer.backend)
+
+    def _left(self) -> Opened | None:
+        """Return the run that the block is left of; None in a process that was forked inside it.
+
+        Whoever leaves it there, by an exception or sys.exit(), leaves what is the parent's.
+        """
+        assert self._opened is not None
+        self._stack.close()
+        return None if self._opened.run.is_of_another_process else self._opened
+
     def _refuse_second_use(self) -> None:
         if self._opened is not None:
             raise RuntimeError("This recording was used already. Call record_run() again.")
-
-
-def _finish(opened: _Opened, exc: BaseException | None) -> None:
-    run, writer = opened
-    with ending(run.run_id, run.outputs, exc) as outcome:
-        writer.end(run, outcome)
-
-
-async def _afinish(opened: _Opened, exc: BaseException | None) -> None:
-    run, writer = opened
-    with ending(run.run_id, run.outputs, exc) as outcome:
-        await writer.aend(run, outcome)
-
-
-class _Opened(NamedTuple):
-    """A run that was begun or resumed."""
-
-    run: RecordedRun
-    writer: RunWriter
-
-    @classmethod
-    def of(
-        cls, run: WorkflowRun, backend: StorageBackend, checkpoint: Checkpoint | None = None
-    ) -> _Opened:
-        """Return a stored run, as it is recorded on from a checkpoint."""
-        writer = RunWriter(run, backend)
-        return cls(RecordedRun(run, writer, checkpoint), writer)
-
-
-class _Opening(Protocol):
-    """How a recording gets its run."""
-
-    def open(self, backend: StorageBackend, inputs: Any) -> _Opened: ...
-
-    async def aopen(self, backend: StorageBackend, inputs: Any) -> _Opened: ...
-
-
-class _Beginning:
-    def __init__(self, workflow_name: str, config: Any, run_id: str | None) -> None:
-        self.run_id = run_id
-        self._fields = {"workflow_name": workflow_name, "config_snapshot": config}
-        if run_id is not None:
-            self._fields["id"] = run_id
-
-    def open(self, backend: StorageBackend, inputs: Any) -> _Opened:
-        run = self._new_run(inputs)
-        backend.runs.add(run)
-        return _Opened.of(run, backend)
-
-    async def aopen(self, backend: StorageBackend, inputs: Any) -> _Opened:
-        run = self._new_run(inputs)
-        await backend.runs.aadd(run)
-        return _Opened.of(run, backend)
-
-    def _new_run(self, inputs: Any) -> WorkflowRun:
-        from workflow_storage.models import WorkflowRun
-
-        return WorkflowRun(
-            status=RunStatus.RUNNING, started_at=timezone.now(), inputs=inputs, **self._fields
-        )
-
-
-class _Resumption:
-    def __init__(self, run_id: str, stalled_after: timedelta | None) -> None:
-        self._run_id = run_id
-        self._stalled_after = stalled_after
-
-    def open(self, backend: StorageBackend, _inputs: Any) -> _Opened:
-        runs, states = backend
-        if self._stalled_after is not None:
-            runs.fail_if_stalled(self._run_id, self._stalled_after)
-        before = runs.get(self._run_id)
-        if before is None:
-            raise RunNotFoundError(self._run_id)
-        runs.update_status(self._run_id, RunStatus.RUNNING, expected=RESUMABLE)
-        try:
-            run = runs.get(self._run_id)
-            if run is None:
-                raise RunNotFoundError(self._run_id)
-            return _Opened.of(run, backend, states.get_latest_checkpoint(self._run_id))
-        except BaseException:
-            # Nobody works on it, then; a damaged state, say, can be mended and resumed.
-            with contextlib.suppress(StorageError):
-                runs.update_status(self._run_id, before.status, expected=RunStatus.RUNNING)
-            raise
-
-    async def aopen(self, backend: StorageBackend, inputs: Any) -> _Opened:
-        return await sync_to_async(self.open, thread_sensitive=True)(backend, inputs)
 
 
 async def _to_the_end(

@@ -6,16 +6,23 @@ The recording makes both; `current_run` finds the first one from anywhere inside
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
-from workflow_storage.exceptions import InvalidFieldError, StatusConflictError
-from workflow_storage.signals import checkpoint_saved, run_finished
+from workflow_storage.exceptions import (
+    RunLostError,
+    RunNotFoundError,
+    StatusConflictError,
+    StorageError,
+)
+from workflow_storage.recorder.usage import Usage
+from workflow_storage.serialization import load_rebuilt, state_text
+from workflow_storage.signals import checkpoint_saved
 from workflow_storage.status import RunStatus
-from workflow_storage.validation import valid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
 
     from workflow_storage.base import Checkpoint, StorageBackend
     from workflow_storage.models import WorkflowRun
-    from workflow_storage.recorder.failures import Outcome
 
 _current: ContextVar[RecordedRun | None] = ContextVar("workflow_storage_run", default=None)
 
@@ -33,10 +39,10 @@ def current_run() -> RecordedRun:
     """Return the run that is being recorded around the caller.
 
     Raises:
-        LookupError: if there is none.
+        LookupError: if there is none, or this process was forked inside the block of its parent.
     """
     run = _current.get()
-    if run is None or run.status is not RunStatus.RUNNING:
+    if run is None or run.status is not RunStatus.RUNNING or run.is_of_another_process:
         raise LookupError("No run is being recorded here. Call it inside record_run().")
     return run
 
@@ -58,12 +64,12 @@ class RecordedRun:
 
     Attributes:
         run_id: its id.
+        attempt: which attempt this is: 1 for a new run, one more each time that it is resumed.
         workflow_name: which workflow.
         inputs: what it was begun with.
         outputs: its result, any JSON value; stored when the block is left.
         status: where it stands.
         error_message: why it failed, once it has.
-        state: the state of the last checkpoint, or None.
         node_id: the node of the last checkpoint, or None.
         step: the step of the last checkpoint, or None.
     """
@@ -72,23 +78,41 @@ class RecordedRun:
         self, run: WorkflowRun, writer: RunWriter, checkpoint: Checkpoint | None = None
     ) -> None:
         self.run_id = run.id
+        self.attempt = writer.attempt
         self.workflow_name = run.workflow_name
         self.inputs = run.inputs
         self.outputs = run.outputs
         self.status = RunStatus.RUNNING
         self.error_message = run.error_message
-        self.state: dict[str, Any] | None = None
         self.node_id: str | None = None
         self.step: int | None = None
+        self._state: dict[str, Any] | None = None
+        self._state_text: bytes | None = None
         if checkpoint is not None:
-            self._saved(checkpoint["state_data"], checkpoint["node_id"], checkpoint["step"])
+            self._state = checkpoint["state_data"]
+            self.node_id, self.step = checkpoint["node_id"], checkpoint["step"]
         self._writer = writer
         self._usage = writer.usage
-        # Nodes that run in threads share the writer.
-        self._save_lock = threading.Lock()
+        self._process = os.getpid()
+        # Nodes that run in threads share the writer. A signal handler that saves in the middle of
+        # a save is let in, and refused by the store.
+        self._saving = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<RecordedRun {self.workflow_name} {self.run_id} {self.status}>"
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint, as it would be read from the store; None without one.
+
+        It is a copy of the run's own: what becomes of the saved object does not change it.
+        """
+        text = self._state_text
+        if text is not None:
+            self._state = load_rebuilt(text)
+            if text is self._state_text:
+                self._state_text = None
+        return self._state
 
     @property
     def total_tokens(self) -> int | None:
@@ -108,16 +132,24 @@ class RecordedRun:
     def total_cost_usd(self, cost_usd: float | None) -> None:
         self._usage.total_cost_usd = cost_usd
 
+    @property
+    def is_of_another_process(self) -> bool:
+        """Whether this process was forked inside the block, in which the parent records the run."""
+        return self._process != os.getpid()
+
     def save_state(self, state: dict[str, Any], node_id: str) -> int:
         """Append a checkpoint, and return its step.
 
         Raises:
             InvalidPayloadError: (a TypeError) unless `state` is a dict of JSON values.
-            RunNotFoundError: if the run has been deleted.
+            RunLostError: if the run was taken over, ended or deleted by another process. Nothing
+                that this recording writes is stored any more: stop working.
             StatusConflictError: if the block has been left.
+            StorageError: in a process that was forked inside the block; in the middle of another
+                call of the store, from a signal handler or a log handler.
         """
-        self._refuse_after_the_end()
-        with self._save_lock:
+        self._refuse_unless_recorded_here()
+        with self._saving:
             step = self._writer.save_state(state, node_id)
             self._saved(state, node_id, step)
         self._writer.send(checkpoint_saved, self, step=step, node_id=node_id)
@@ -125,7 +157,7 @@ class RecordedRun:
 
     async def asave_state(self, state: dict[str, Any], node_id: str) -> int:
         """Async twin of `save_state`."""
-        self._refuse_after_the_end()
+        self._refuse_unless_recorded_here()
         step = await self._writer.asave_state(state, node_id)
         self._saved(state, node_id, step)
         await self._writer.asend(checkpoint_saved, self, step=step, node_id=node_id)
@@ -141,158 +173,117 @@ class RecordedRun:
         Raises:
             InvalidFieldError: (a ValueError) unless they are a whole and a finite number;
                 nothing is added then.
+            StorageError: in a process that was forked inside the block.
         """
+        self._refuse_in_another_process()
         self._usage.add(tokens, cost_usd)
 
     def heartbeat(self) -> None:
-        """Send a sign of life."""
-        self._writer.heartbeat()
+        """Send a sign of life.
+
+        Raises:
+            RunLostError: if the run was taken over, ended or deleted by another process.
+            StorageError: in a process that was forked inside the block.
+        """
+        self._refuse_in_another_process()
+        self._writer.heartbeat(self.node_id)
 
     async def aheartbeat(self) -> None:
         """Async twin of `heartbeat`."""
-        await self._writer.aheartbeat()
+        self._refuse_in_another_process()
+        await self._writer.aheartbeat(self.node_id)
 
     def _saved(self, state: dict[str, Any], node_id: str, step: int) -> None:
-        self.state, self.node_id, self.step = state, node_id, step
+        """Note what was saved, unless another task or a signal handler has saved more since."""
+        last_step, text = self._writer.last_saved or (step, state_text(state))
+        if last_step == step:
+            self.node_id, self.step, self._state_text = node_id, step, text
 
-    def _refuse_after_the_end(self) -> None:
+    def _refuse_unless_recorded_here(self) -> None:
+        self._refuse_in_another_process()
         if self.status is not RunStatus.RUNNING:
             raise StatusConflictError(self.run_id, self.status.value, (RunStatus.RUNNING.value,))
 
+    def _refuse_in_another_process(self) -> None:
+        if self.is_of_another_process:
+            raise StorageError(
+                f"Workflow run {self.run_id} is recorded by process {self._process}, and this is "
+                f"{os.getpid()}, forked inside its block. Give what is to be stored back to that "
+                "process, or record a run of its own here."
+            )
+
 
 class RunWriter:
-    """Writes to the store what happens to one run, and sends the signals that tell of it.
+    """Writes to the store what happens to one run in one attempt, and nothing once that is over.
 
-    The `RecordedRun` saves through it; only the recording, which made it, ends the run with it.
+    It also sends the signals that tell of it. The `RecordedRun` saves through it; only the
+    recording, which made it, ends the run.
 
     Attributes:
+        attempt: which attempt.
+        backend: the store.
         usage: the totals of the run.
     """
 
-    def __init__(self, run: WorkflowRun, backend: StorageBackend) -> None:
+    def __init__(self, run: WorkflowRun, backend: StorageBackend, attempt: int) -> None:
+        self.attempt = attempt
+        self.backend = backend
         self.usage = Usage(run.total_tokens, run.total_cost_usd)
         self._run_id = run.id
         self._runs = backend.runs
-        self._on_commit = backend.on_commit
-        self._states = backend.states.writer(run.id)
+        self._states = backend.states.writer(run.id, attempt=attempt)
+
+    @property
+    def last_saved(self) -> tuple[int, bytes] | None:
+        """The step and the JSON text of the state that was saved last, if the store keeps them."""
+        return self._states.last_saved
 
     def save_state(self, state: dict[str, Any], node_id: str) -> int:
         """Append a checkpoint, with the usage until then, and return its step."""
-        usage = self.usage.not_stored()
-        if usage:
-            self._runs.update(self._run_id, **usage)
-            self.usage.note_stored(usage)
-        return self._states.save_state(state, node_id)
+        totals = self.usage.not_stored()
+        try:
+            step = self._states.save_state(state, node_id, totals=totals)
+        except RunNotFoundError as exc:
+            raise self.deleted() from exc
+        self.usage.note_stored(totals)
+        return step
 
     async def asave_state(self, state: dict[str, Any], node_id: str) -> int:
         """Async twin of `save_state`."""
-        usage = self.usage.not_stored()
-        if usage:
-            await self._runs.aupdate(self._run_id, **usage)
-            self.usage.note_stored(usage)
-        return await self._states.asave_state(state, node_id)
+        totals = self.usage.not_stored()
+        try:
+            step = await self._states.asave_state(state, node_id, totals=totals)
+        except RunNotFoundError as exc:
+            raise self.deleted() from exc
+        self.usage.note_stored(totals)
+        return step
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, node_id: str | None) -> None:
         """Send a sign of life."""
-        self._runs.heartbeat(self._run_id)
+        try:
+            self._runs.heartbeat(self._run_id, attempt=self.attempt, node=node_id)
+        except RunNotFoundError as exc:
+            raise self.deleted() from exc
 
-    async def aheartbeat(self) -> None:
+    async def aheartbeat(self, node_id: str | None) -> None:
         """Async twin of `heartbeat`."""
-        await self._runs.aheartbeat(self._run_id)
-
-    def end(self, run: RecordedRun, outcome: Outcome) -> None:
-        """Store how the run ended, and tell it.
-
-        Raises:
-            StatusConflictError: if another process has ended or resumed it meanwhile.
-        """
-        _refuse_if_resumed(run, self._runs.get(self._run_id))
-        self._runs.update_status(
-            self._run_id, outcome.status, expected=RunStatus.RUNNING, **self._last_fields(outcome)
-        )
-        _ended(run, outcome)
-        self.send(run_finished, run)
-
-    async def aend(self, run: RecordedRun, outcome: Outcome) -> None:
-        """Async twin of `end`."""
-        _refuse_if_resumed(run, await self._runs.aget(self._run_id))
-        await self._runs.aupdate_status(
-            self._run_id, outcome.status, expected=RunStatus.RUNNING, **self._last_fields(outcome)
-        )
-        _ended(run, outcome)
-        await self.asend(run_finished, run)
+        try:
+            await self._runs.aheartbeat(self._run_id, attempt=self.attempt, node=node_id)
+        except RunNotFoundError as exc:
+            raise self.deleted() from exc
 
     def send(self, signal: Signal, run: RecordedRun, **kwargs: Any) -> None:
         """Send a signal once what was written is committed."""
         if signal.receivers:
-            self._on_commit(lambda: signal.send_robust(sender=RecordedRun, run=run, **kwargs))
+            self.backend.on_commit(
+                lambda: signal.send_robust(sender=RecordedRun, run=run, **kwargs)
+            )
 
     async def asend(self, signal: Signal, run: RecordedRun, **kwargs: Any) -> None:
         """Async twin of `send`."""
         if signal.receivers:
             await sync_to_async(self.send, thread_sensitive=True)(signal, run, **kwargs)
 
-    def _last_fields(self, outcome: Outcome) -> dict[str, Any]:
-        return {**self.usage.totals(), **outcome.fields}
-
-
-class Usage:
-    """The totals of a run, which nodes in several threads add to, and which of them are stored.
-
-    Attributes:
-        total_tokens: used so far, or None if no usage was added.
-        total_cost_usd: spent so far in USD, or None if no usage was added.
-    """
-
-    def __init__(self, total_tokens: int | None, total_cost_usd: float | None) -> None:
-        self.total_tokens = total_tokens
-        self.total_cost_usd = total_cost_usd
-        self._totals_lock = threading.Lock()
-        self._stored = self.totals()
-
-    def add(self, tokens: int, cost_usd: float) -> None:
-        """Do what `RecordedRun.add_usage` does."""
-        added = valid_fields({"total_tokens": tokens, "total_cost_usd": cost_usd})
-        if None in added.values():
-            raise InvalidFieldError("tokens or cost_usd is None. Leave it out, or pass a number.")
-        with self._totals_lock:
-            totals = valid_fields(
-                {
-                    "total_tokens": (self.total_tokens or 0) + added["total_tokens"],
-                    "total_cost_usd": (self.total_cost_usd or 0.0) + added["total_cost_usd"],
-                }
-            )
-            self.total_tokens = totals["total_tokens"]
-            self.total_cost_usd = totals["total_cost_usd"]
-
-    def totals(self) -> dict[str, Any]:
-        """Return the totals as fields of the run; no fields if no usage was added."""
-        with self._totals_lock:
-            totals = {"total_tokens": self.total_tokens, "total_cost_usd": self.total_cost_usd}
-        return {} if set(totals.values()) == {None} else totals
-
-    def not_stored(self) -> dict[str, Any]:
-        """Return the totals if they have changed since they were stored; no fields otherwise."""
-        totals = self.totals()
-        return {} if totals == self._stored else totals
-
-    def note_stored(self, totals: dict[str, Any]) -> None:
-        """Remember the totals that were stored."""
-        self._stored = totals
-
-
-def _refuse_if_resumed(run: RecordedRun, stored: WorkflowRun | None) -> None:
-    """Leave a run alone that was failed and resumed by another process since it began here.
-
-    Its status is running, as if nothing had been; but who fails a run leaves an error, which
-    stays until the run has ended.
-    """
-    if stored is not None and stored.error_message != run.error_message:
-        raise StatusConflictError(
-            run.run_id, "failed, or resumed by another process", (RunStatus.RUNNING.value,)
-        )
-
-
-def _ended(run: RecordedRun, outcome: Outcome) -> None:
-    run.status = outcome.status
-    run.error_message = outcome.fields["error_message"]
+    def deleted(self) -> RunLostError:
+        """Return the error for a run that is not there any more."""
+        return RunLostError(self._run_id, self.attempt)

@@ -18,13 +18,16 @@ pytest.register_assert_rewrite(
 from workflow_storage.testing.asynchronous import AsyncContract
 from workflow_storage.testing.concurrency import ConcurrencyContract
 from workflow_storage.testing.contract import StorageContract
+from workflow_storage.testing.fencing import FencingContract
 from workflow_storage.testing.runs import (
     AddingContract,
+    AttemptsContract,
     ChangingContract,
     CopyingContract,
     DeletingContract,
     ExactnessContract,
     IdentityContract,
+    LabelsContract,
     ListingContract,
     RunsContract,
     StalledContract,
@@ -41,6 +44,7 @@ from workflow_storage.testing.sample_runs import (
 )
 from workflow_storage.testing.states import StatesContract
 from workflow_storage.testing.threads import in_threads, outcome
+from workflow_storage.testing.usage import UsageContract
 from workflow_storage.testing.values import (
     AWKWARD_VALUES,
     NOT_JSON,
@@ -65,12 +69,15 @@ __all__ = [
     "TERMINAL",
     "AddingContract",
     "AsyncContract",
+    "AttemptsContract",
     "ChangingContract",
     "ConcurrencyContract",
     "CopyingContract",
     "DeletingContract",
     "ExactnessContract",
+    "FencingContract",
     "IdentityContract",
+    "LabelsContract",
     "ListingContract",
     "NotJSON",
     "RunsContract",
@@ -78,6 +85,7 @@ __all__ = [
     "StateChange",
     "StatesContract",
     "StorageContract",
+    "UsageContract",
     "against_the_store",
     "any_text",
     "changed_state",

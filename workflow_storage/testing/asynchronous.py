@@ -6,6 +6,7 @@ Run by `StorageContract`, or alone once the repositories are written.
 from __future__ import annotations
 
 import asyncio
+import functools
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from workflow_storage import (
     AbstractWorkflowRunRepository,
     Checkpoint,
     RunAlreadyExistsError,
+    RunLostError,
     RunNotFoundError,
     StateWriter,
     StorageBackend,
@@ -41,9 +43,14 @@ class AsyncContract:
                 await runs.aadd(new_run(id=run.id))
             assert ids(await runs.alist_stalled(timedelta(hours=1))) == [run.id]
             assert await runs.afail_stalled(timedelta(hours=1)) == 1
-            await runs.aupdate_status(run.id, "running", expected="failed")
-            await runs.aupdate(run.id, outputs=1)
-            await runs.aheartbeat(run.id)
+            assert await runs.afail_stalled(timedelta(hours=1), run_id=run.id) == 0
+            await runs.aupdate_status(run.id, "running", expected="failed", attempt=1)
+            await runs.aupdate(run.id, outputs=1, attempt=2)
+            await runs.aheartbeat(run.id, attempt=2, node="node")
+            with pytest.raises(RunLostError):
+                await runs.aheartbeat(run.id, attempt=1)
+            numbers = [attempt.number for attempt in await runs.alist_attempts(run.id)]
+            assert numbers == [1, 2]
             stored = await runs.aget(run.id)
             assert stored is not None
             assert (stored.status, stored.outputs) == ("running", 1)
@@ -84,6 +91,18 @@ class AsyncContract:
             assert await states.aappend(run.id, last) == 1
             last[0]["step"] = 5
             assert await states.writer(run.id).aappend(last) == 1
+            for save in (
+                functools.partial(states.asave_state, run.id, attempt=1),
+                states.writer(run.id, attempt=1).asave_state,
+            ):
+                with pytest.raises(RunLostError):
+                    await save({}, "node", totals={"total_tokens": 1}, tokens=1)
+            step = await states.asave_state(
+                run.id, {}, "node", totals={"total_tokens": 1}, cost_usd=0.5
+            )
+            saved = await states.aget_state(run.id, step)
+            assert saved is not None
+            assert saved["cost_usd"] == 0.5
 
         async_to_sync(use)()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from django.utils import timezone
 
+from workflow_storage import RunStatus, StatusConflictError
 from workflow_storage.testing.sample_runs import new_run, read_run, stored_run
 from workflow_storage.testing.threads import in_threads, outcome
 
@@ -38,6 +39,32 @@ def _save_states(
         else:
             steps.append(state_writer.save_state(state, f"writer-{writer}"))
     return steps
+
+
+def _begin_attempts(
+    open_backend: Callable[[], StorageBackend], run_id: str, worker: str, turns: int
+) -> list[int]:
+    """Begin attempts of a run whenever it can be, and return their numbers.
+
+    A worker "taking over" begins where another one is running; others resume, and fail at once.
+    """
+    runs = open_backend().runs
+    begun = []
+    for _ in range(turns):
+        run = runs.get(run_id)
+        assert run is not None
+        if (run.status == RunStatus.RUNNING) != (worker == "taking over"):
+            continue
+        try:
+            runs.update_status(
+                run_id, "running", expected=run.status, attempt=run.attempt, worker=worker
+            )
+        except StatusConflictError:
+            continue
+        begun.append(run.attempt + 1)
+        if worker != "taking over" or len(begun) % 2:
+            outcome(functools.partial(runs.update_status, run_id, "failed", attempt=begun[-1]))
+    return begun
 
 
 class ConcurrencyContract:
@@ -75,6 +102,28 @@ class ConcurrencyContract:
             steps = [future.result(timeout=60) for future in futures]
 
         self._check_history(backend, run, steps)
+
+    def test_no_two_processes_hold_the_same_attempt(
+        self, backend: StorageBackend, open_backend: Callable[[], StorageBackend] | None
+    ) -> None:
+        if open_backend is None:
+            pytest.skip("give a fixture open_backend to test with several processes")
+        run = stored_run(backend, status="failed")
+        workers = ["one", "another", "taking over"]
+
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(3, mp_context=context) as pool:
+            futures = [
+                pool.submit(_begin_attempts, open_backend, run.id, worker, 150)
+                for worker in workers
+            ]
+            begun = [future.result(timeout=60) for future in futures]
+
+        numbers = sorted(itertools.chain(*begun))
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert {
+            attempt.number: attempt.worker for attempt in backend.runs.list_attempts(run.id)
+        } == {number: worker for worker, own in zip(workers, begun, strict=True) for number in own}
 
     def _check_history(
         self, backend: StorageBackend, run: WorkflowRun, steps: list[list[int]]

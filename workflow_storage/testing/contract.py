@@ -16,9 +16,13 @@ the same store again, adds the test that writes from several processes::
 
 from workflow_storage.testing.asynchronous import AsyncContract
 from workflow_storage.testing.concurrency import ConcurrencyContract
+from workflow_storage.testing.fencing import FencingContract
 from workflow_storage.testing.runs import RunsContract
 from workflow_storage.testing.states import StatesContract
+from workflow_storage.testing.usage import UsageContract
 
 
-class StorageContract(RunsContract, StatesContract, ConcurrencyContract, AsyncContract):
+class StorageContract(
+    RunsContract, StatesContract, UsageContract, FencingContract, ConcurrencyContract, AsyncContract
+):
     """The whole contract; subclass it with a fixture ``backend``."""

@@ -61,7 +61,15 @@ class StatesContract:
 
         assert checkpoint is not None
         assert before <= checkpoint.pop("created_at") <= timezone.now()  # type: ignore[misc]
-        assert checkpoint == {"step": 1, "node_id": "second", "state_data": {"b": 2}}
+        assert checkpoint == {
+            "step": 1,
+            "node_id": "second",
+            "state_data": {"b": 2},
+            "attempt": None,
+            "duration_seconds": None,
+            "tokens": None,
+            "cost_usd": None,
+        }
         assert backend.states.get_latest_state(run.id) == {"b": 2}
 
     def test_any_step_of_the_past_can_be_read(self, backend: StorageBackend) -> None:
@@ -323,8 +331,10 @@ class StatesContract:
         assert writer.append(checkpoints[15:]) == 5
         assert backend.states.append(run.id, []) == 0
 
-        assert backend.states.get_state_history(run.id) == checkpoints
-        assert backend.states.get_latest_checkpoint(run.id) == checkpoints[-1]
+        unknown = {"attempt": None, "duration_seconds": None, "tokens": None, "cost_usd": None}
+        stored = [{**checkpoint, **unknown} for checkpoint in checkpoints]
+        assert backend.states.get_state_history(run.id) == stored
+        assert backend.states.get_latest_checkpoint(run.id) == stored[-1]
         assert writer.save_state({"new": True}, "node") == first + 20
 
     def test_append_refuses_a_step_that_does_not_follow(self, backend: StorageBackend) -> None:

@@ -15,7 +15,7 @@ from asgiref.sync import iscoroutinefunction
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_WITHOUT_TWIN = {"writer"}  # they wait for nothing
+_WITHOUT_TWIN = {"writer", "in_thread"}  # one waits for nothing, one is what twins are made of
 
 
 def flaws_of_twins(owner: str, instance: object, contract: type) -> Iterator[str]:

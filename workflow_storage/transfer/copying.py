@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from workflow_storage.base import Checkpoint, RunFilters, StorageBackend
+    from workflow_storage.base import Attempt, Checkpoint, RunFilters, StorageBackend
     from workflow_storage.models import WorkflowRun
 
 STATES_AT_ONCE = 20
@@ -73,7 +73,7 @@ def copy_runs(
     move: bool = False,
     **filters: Unpack[RunFilters],
 ) -> Iterator[Transferred]:
-    """Copy runs with all their states from one store to another, newest first.
+    """Copy runs with all their states and attempts from one store to another, newest first.
 
     Afterwards a run is the same in both: every field, step, node and time. A run that is
     there already gets what is new. It is refused if it is another run with the same id, or if
@@ -104,7 +104,9 @@ def copy_runs(
 
 
 class History(Protocol):
-    """The checkpoints of a run, wherever they come from."""
+    """The checkpoints and attempts of a run, wherever they come from."""
+
+    def attempts(self) -> list[Attempt]: ...
 
     def at(self, step: int) -> Checkpoint | None: ...
 
@@ -114,11 +116,15 @@ class History(Protocol):
 
 
 class _StoredHistory:
-    """The checkpoints of a run in a store, read when they are asked for."""
+    """The checkpoints and attempts of a run in a store, read when they are asked for."""
 
-    def __init__(self, store: StorageBackend, run_id: str) -> None:
-        self._states = store.states
-        self._run_id = run_id
+    def __init__(self, store: StorageBackend, run: WorkflowRun) -> None:
+        self._runs, self._states = store
+        self._run = run
+        self._run_id = run.id
+
+    def attempts(self) -> list[Attempt]:
+        return attempts_of(self._run, self._runs.list_attempts(self._run_id))
 
     def at(self, step: int) -> Checkpoint | None:
         return self._states.get_state(self._run_id, step)
@@ -131,10 +137,14 @@ class _StoredHistory:
 
 
 class ListedHistory:
-    """The checkpoints of a run that were all read from a file."""
+    """The checkpoints and attempts of a run that were all read from a file."""
 
-    def __init__(self, checkpoints: list[Checkpoint]) -> None:
+    def __init__(self, checkpoints: list[Checkpoint], attempts: list[Attempt]) -> None:
         self._checkpoints = checkpoints
+        self._attempts = attempts
+
+    def attempts(self) -> list[Attempt]:
+        return self._attempts
 
     def at(self, step: int) -> Checkpoint | None:
         return next((one for one in self._checkpoints if one["step"] == step), None)
@@ -146,12 +156,17 @@ class ListedHistory:
         return (one for one in self._checkpoints if one["step"] > step)
 
 
+def attempts_of(run: WorkflowRun, attempts: list[Attempt]) -> list[Attempt]:
+    """Return those of a run's attempts that it knew of when it was read, before they were."""
+    return [attempt for attempt in attempts if attempt.number <= run.attempt]
+
+
 def _copied(
     run: WorkflowRun, source: StorageBackend, target: StorageBackend, *, move: bool
 ) -> Transferred:
     # As it is now; it was read together with others, some time ago.
     run = _current(run.id, source)
-    done = bring_up_to_date(run, _StoredHistory(source, run.id), target)
+    done = bring_up_to_date(run, _StoredHistory(source, run), target)
     if done.outcome == "refused":
         return done
     if not move or run.status not in TERMINAL_STATUSES:
@@ -196,7 +211,7 @@ def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend)
 def _updated(run: WorkflowRun, history: History, target: StorageBackend) -> Transferred:
     stored = target.runs.get(run.id)
     if stored is None:
-        target.runs.put(run)
+        target.runs.put(run, attempts=history.attempts())
         return Transferred(run.id, "copied", _appended(run.id, history.after(-1), target))
     last = target.states.get_latest_checkpoint(run.id)
     reason = _conflict(run, history, stored, last)
@@ -205,7 +220,7 @@ def _updated(run: WorkflowRun, history: History, target: StorageBackend) -> Tran
     count = _appended(run.id, history.after(-1 if last is None else last["step"]), target)
     if equal_runs(stored, run):
         return Transferred(run.id, "updated" if count else "unchanged", count)
-    target.runs.put(run, over=stored)
+    target.runs.put(run, over=stored, attempts=history.attempts())
     return Transferred(run.id, "updated", count)
 
 
@@ -269,7 +284,7 @@ def _unclear(run: WorkflowRun, stored: WorkflowRun, *, ahead: bool) -> str | Non
 
 
 def _last_change(run: WorkflowRun) -> datetime:
-    moments = (run.started_at, run.heartbeat_at, run.completed_at)
+    moments = (run.started_at, run.attempt_started_at, run.heartbeat_at, run.completed_at)
     return max(moment for moment in moments if moment is not None)
 
 
@@ -279,7 +294,7 @@ def _newest_if_equal(
     """Read a run back from the target, and return its newest checkpoint in the source.
 
     Raises:
-        StorageError: unless the run and all its states are equal in both.
+        StorageError: unless the run, all its attempts and all its states are equal in both.
     """
     unequal = StorageError(
         "It does not read back equal from the target. Move it again, in case it was changed "
@@ -287,6 +302,8 @@ def _newest_if_equal(
     )
     read = target.runs.get(run.id)
     if read is None or not equal_runs(read, run):
+        raise unequal
+    if source.runs.list_attempts(run.id) != target.runs.list_attempts(run.id):
         raise unequal
     here = source.states.iter_state_history(run.id)
     last = next(here, None)

@@ -10,12 +10,17 @@ from zlib import crc32
 
 from django.utils import timezone
 
-from workflow_storage.base import Checkpoint
-from workflow_storage.exceptions import StorageError, StorageUnavailableError
+from workflow_storage.base import Attempt, Checkpoint
+from workflow_storage.exceptions import (
+    RunNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from workflow_storage.serialization import dump_json, load_json
 from workflow_storage.transfer.copying import (
     ListedHistory,
     Transferred,
+    attempts_of,
     bring_up_to_date,
     refuse_useless,
 )
@@ -24,6 +29,7 @@ from workflow_storage.validation import (
     RUN_FIELDS,
     in_project_time,
     run_fields,
+    valid_attempt_fields,
     valid_checkpoint,
     valid_fields,
 )
@@ -37,8 +43,17 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The version of the lines that `export_runs` writes, under the key ``workflow_storage``."""
 
-_TIMES = frozenset({"started_at", "completed_at", "heartbeat_at", "created_at"})
-_LINE_KEYS = frozenset({"workflow_storage", "run", "states", "crc32"})
+_TIMES = frozenset(
+    {
+        "started_at",
+        "attempt_started_at",
+        "heartbeat_at",
+        "completed_at",
+        "ended_at",
+        "created_at",
+    }
+)
+_LINE_KEYS = frozenset({"workflow_storage", "run", "attempts", "states", "crc32"})
 
 
 class DamagedLine(NamedTuple):
@@ -52,11 +67,11 @@ class DamagedLine(NamedTuple):
 def export_runs(
     source: StorageBackend, path: str | Path, **filters: Unpack[RunFilters]
 ) -> Iterator[Transferred]:
-    """Write runs to a file of JSON Lines: one run with all its states a line, newest first.
+    """Write runs to a file of JSON Lines: one run with all that is its own a line, newest first.
 
-    A line is ``{"workflow_storage": 1, "run": {…}, "states": [{…}, …], "crc32": "…"}``, with
-    the fields of `WorkflowRun` and `Checkpoint`, times in ISO 8601 with their offset, and the
-    checksum of the bytes before its own key. The file appears under its name once it is
+    A line is ``{"workflow_storage": 1, "run": {…}, "attempts": [{…}, …], "states": [{…}, …],
+    "crc32": "…"}``, with the fields of `WorkflowRun`, `Attempt` and `Checkpoint`, times in ISO
+    8601 with their offset, and the checksum of the bytes before its own key. The file appears under its name once it is
     complete, and replaces the one that was there; a pipe or ``/dev/stdout`` is written to.
 
     Args:
@@ -107,18 +122,28 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
             if line.isspace():
                 continue
             try:
-                run, states = _parsed_line(line)
+                run, history = _parsed_line(line)
             except (ValueError, TypeError, OverflowError, StorageError) as exc:
                 yield DamagedLine(number, str(exc))
                 continue
-            done = bring_up_to_date(run, ListedHistory(states), target)
+            done = bring_up_to_date(run, history, target)
             if done.reason:
                 done = done._replace(reason=f"Line {number}: {done.reason}")
             yield done
 
 
 def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Transferred:
-    head = dump_json({"workflow_storage": FORMAT, "run": _as_text(run_fields(run))})
+    try:
+        attempts = attempts_of(run, source.runs.list_attempts(run.id))
+    except RunNotFoundError:
+        return Transferred(run.id, "refused", reason="It was deleted before it was written.")
+    head = dump_json(
+        {
+            "workflow_storage": FORMAT,
+            "run": _as_text(run_fields(run)),
+            "attempts": [_as_text(attempt._asdict()) for attempt in attempts],
+        }
+    )
     part = f'{head.removesuffix("}")},"states":['.encode()
     checksum = crc32(part)
     file.write(part)
@@ -162,8 +187,8 @@ def _with_offset(value: datetime) -> datetime:
     return timezone.make_aware(value, timezone.get_default_timezone())
 
 
-def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
-    """Return the run and the states of a line, all checked before anything is stored.
+def _parsed_line(line: bytes) -> tuple[WorkflowRun, ListedHistory]:
+    """Return the run of a line and what belongs to it, all checked before anything is stored.
 
     Raises:
         ValueError, TypeError, StorageError: if the line is not one that `export_runs` wrote.
@@ -177,12 +202,25 @@ def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
     if not isinstance(data, dict) or data.get("workflow_storage") != FORMAT:
         raise ValueError(f'it is no run: "workflow_storage" is not {FORMAT}')
     _check_sum(data, line)
-    fields, states = data.get("run"), data.get("states")
+    fields = data.get("run")
     if not isinstance(fields, dict) or set(fields) != set(RUN_FIELDS):
         raise ValueError(f"its run does not have just the fields {', '.join(RUN_FIELDS)}")
+    run = WorkflowRun(**valid_fields(_with_times(fields)))
+    return run, ListedHistory(_checkpoints(data.get("states")), _attempts(data.get("attempts")))
+
+
+def _attempts(attempts: object) -> list[Attempt]:
+    if not isinstance(attempts, list):
+        raise ValueError("its attempts are no list")
+    for attempt in attempts:
+        if not isinstance(attempt, dict) or set(attempt) != set(Attempt._fields):
+            raise ValueError(f"an attempt does not have just {', '.join(Attempt._fields)}")
+    return [Attempt(**valid_attempt_fields(_with_times(attempt))) for attempt in attempts]
+
+
+def _checkpoints(states: object) -> list[Checkpoint]:
     if not isinstance(states, list):
         raise ValueError("its states are no list")
-    run = WorkflowRun(**valid_fields(_with_times(fields)))
     checkpoints: list[Checkpoint] = []
     for state in states:
         if not isinstance(state, dict) or set(state) != set(Checkpoint.__annotations__):
@@ -192,7 +230,7 @@ def _parsed_line(line: bytes) -> tuple[WorkflowRun, list[Checkpoint]]:
         if checkpoints and checkpoint["step"] != checkpoints[-1]["step"] + 1:
             raise ValueError(f"after step {checkpoints[-1]['step']} comes {checkpoint['step']}")
         checkpoints.append(checkpoint)
-    return run, checkpoints
+    return checkpoints
 
 
 def _check_sum(data: dict[str, Any], line: bytes) -> None:

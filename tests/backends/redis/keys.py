@@ -39,6 +39,16 @@ def assert_indexes_agree(backend):
     assert found == expected
 
 
+def assert_attempts_are_whole(backend):
+    """Check that the attempts of each run that are kept are those that are there, once each."""
+    for run in keys_of(backend, "run:").values():
+        kept = [int(number) for number in run.get(b"attempts", b"").split()]
+        assert len(kept) == len(set(kept))
+        assert all(0 < number <= int(run[b"attempt"]) for number in kept)
+        there = {field for field in run if field.startswith(b"attempt:")}
+        assert there == {b"attempt:%d" % number for number in kept}
+
+
 def assert_states_are_whole(backend):
     runs = {key.partition(":run:")[2] for key in keys_of(backend, "run:")}
     assert {key.partition(":states:")[2] for key in keys_of(backend, "states:")} <= runs

@@ -108,6 +108,7 @@ def test_threads_find_their_nodes_while_another_forgets_them():
             store.close()
 
 
+@pytest.mark.slow
 def test_a_node_that_hangs_leaves_the_others_alone():
     with redis_cluster(3, 0, "--cluster-require-full-coverage", "no") as servers:
         backend = create_storage_backend(f"{servers.url}?socket_timeout=0.3")
@@ -125,6 +126,7 @@ def test_a_node_that_hangs_leaves_the_others_alone():
         backend.runs.store.close()
 
 
+@pytest.mark.slow
 def test_a_node_that_stops_takes_its_slots_with_it_until_it_is_back():
     options = ("--appendonly", "yes", "--appendfsync", "always")
     with redis_cluster(3, 0, *options, "--cluster-require-full-coverage", "no") as servers:
@@ -147,6 +149,7 @@ def test_a_node_that_stops_takes_its_slots_with_it_until_it_is_back():
         backend.runs.store.close()
 
 
+@pytest.mark.slow
 def test_a_failover_loses_nothing_that_was_acknowledged():
     # Long enough that a node on a busy machine is not taken for dead.
     with redis_cluster(3, 1, "--cluster-node-timeout", "2500") as servers:
@@ -192,6 +195,7 @@ def test_a_failover_loses_nothing_that_was_acknowledged():
 
 
 @pytest.mark.parametrize("endpoint", ["ip", "unknown-endpoint"])
+@pytest.mark.slow
 def test_all_goes_on_while_slots_are_moved_to_another_node(endpoint):
     with redis_cluster(3, 0, "--cluster-preferred-endpoint-type", endpoint) as servers:
         backend = create_storage_backend(servers.url)

@@ -10,7 +10,7 @@ from datetime import timedelta
 import redis
 from django.utils import timezone
 
-from tests.backends.redis.keys import assert_indexes_agree
+from tests.backends.redis.keys import assert_attempts_are_whole, assert_indexes_agree
 from workflow_storage import (
     RunStatus,
 )
@@ -25,11 +25,15 @@ def test_indexes_follow_every_change(backend):
         backend.runs.update_status(run.id, chance.choice(list(RunStatus)))
     for run in runs[:5]:
         stored = backend.runs.get(run.id)
-        changed = new_run("another", id=run.id, started_at=timezone.now())
-        backend.runs.put(changed, over=stored)
+        changed = new_run("another", id=run.id, started_at=timezone.now(), attempt=stored.attempt)
+        attempts = backend.runs.list_attempts(run.id)
+        backend.runs.put(changed, over=stored, attempts=attempts[::2])
     backend.runs.delete(runs[7].id)
+    backend.runs.fail_stalled(timedelta(0))
+    assert_indexes_agree(backend)
     backend.runs.delete_finished(before=timezone.now(), statuses="failed")
     assert_indexes_agree(backend)
+    assert_attempts_are_whole(backend)
 
 
 def test_a_run_that_was_evicted_is_skipped_and_cleaned_away(backend):

@@ -6,17 +6,26 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+import pytest
 from django.utils import timezone
+from hypothesis import example, given
+from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from tests.backends.redis.keys import assert_indexes_agree, assert_states_are_whole, keys_of
+from tests.backends.redis.keys import (
+    assert_attempts_are_whole,
+    assert_indexes_agree,
+    assert_states_are_whole,
+    keys_of,
+)
 from workflow_storage import (
+    RunLostError,
     RunStatus,
     create_storage_backend,
 )
-from workflow_storage.testing import stored_run
+from workflow_storage.testing import against_the_store, new_run, stored_run
 
 
 def test_all_keys_of_a_run_are_in_one_slot_whatever_its_id(backend):
@@ -48,6 +57,8 @@ def test_nothing_reads_without_bound(server):
     backend.runs.count_runs(started_before=timezone.now())
     backend.runs.list_stalled(timedelta(0))
     backend.runs.fail_stalled(timedelta(0))
+    backend.runs.update_status(run.id, "running")
+    backend.runs.list_attempts(run.id)
     list(backend.states.iter_state_history(run.id))
     backend.runs.delete_finished(before=timezone.now())
 
@@ -68,6 +79,87 @@ def test_nothing_reads_without_bound(server):
     }
     assert used.isdisjoint(unbounded)
     backend.runs.store.close()
+
+
+@pytest.fixture
+def said(server, monkeypatch):
+    """A store, and what is said to its server since."""
+    backend = create_storage_backend(server.url)
+    store = backend.runs.store
+    client = store.client(store.url.nodes[0])
+    commands = []
+    execute = client.execute_command
+
+    def execute_and_note(*command):
+        commands.append(command[0])
+        return execute(*command)
+
+    monkeypatch.setattr(client, "execute_command", execute_and_note)
+    monkeypatch.setattr(client, "pipeline", None)
+    yield backend, commands
+    store.close()
+
+
+@pytest.mark.parametrize("state", [{"n": 1}, {"text": "large " * 2000}], ids=["small", "large"])
+def test_a_save_is_one_round_trip_with_all_that_it_carries(said, state):
+    backend, commands = said
+    run = stored_run(backend, status="running")
+    writer = backend.states.writer(run.id, attempt=1)
+    carried = {"duration_seconds": 1.5, "tokens": 7, "cost_usd": 0.5}
+    totals = {"total_tokens": 7, "total_cost_usd": None}
+    writer.save_state(state, "node")
+    commands.clear()
+
+    for _ in range(5):
+        writer.save_state(state, "node", totals=totals, **carried)
+
+    assert commands == ["EVALSHA"] * 5
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda backend, run_id: backend.states.save_state(run_id, {}, "node", attempt=1),
+        lambda backend, run_id: backend.runs.update(run_id, outputs=1, attempt=1),
+        lambda backend, run_id: backend.runs.update_status(run_id, "completed", attempt=1),
+        lambda backend, run_id: backend.runs.heartbeat(run_id, attempt=1),
+    ],
+    ids=["save_state", "update", "update_status", "heartbeat"],
+)
+def test_what_is_said_of_a_lost_run_is_asked_in_the_same_round_trip(said, write):
+    backend, commands = said
+    run = stored_run(backend, status="running")
+    write(backend, stored_run(backend, status="running").id)
+    backend.runs.update_status(run.id, "running", worker="host-b:7")
+    commands.clear()
+
+    with pytest.raises(RunLostError, match="taken over by attempt 2 on host-b:7 since"):
+        write(backend, run.id)
+
+    assert commands == ["EVALSHA"]
+
+
+_moments = st.datetimes(datetime(1000, 1, 1), datetime(9998, 1, 1), timezones=st.just(UTC))
+
+
+@against_the_store
+@given(start=_moments, stop=_moments)
+@example(start=datetime(1900, 2, 28, tzinfo=UTC), stop=datetime(1900, 3, 1, tzinfo=UTC))
+@example(start=datetime(2000, 2, 28, tzinfo=UTC), stop=datetime(2000, 3, 1, tzinfo=UTC))
+@example(start=datetime(2024, 2, 29, tzinfo=UTC), stop=datetime(2028, 2, 29, tzinfo=UTC))
+@example(
+    start=datetime(1999, 12, 31, 23, 59, 59, 999999, UTC), stop=datetime(2001, 1, 1, tzinfo=UTC)
+)
+@example(start=datetime(1000, 1, 1, tzinfo=UTC), stop=datetime(9997, 12, 31, tzinfo=UTC))
+def test_durations_are_right_in_every_kind_of_year(backend, start, stop):
+    run = new_run(status="running", started_at=start, attempt_started_at=start, attempt=1)
+    backend.runs.put(run)
+
+    backend.runs.update_status(run.id, "completed", completed_at=stop)
+
+    expected = max(0.0, (stop - start).total_seconds())
+    # In a double, microseconds are exact for 285 years.
+    assert backend.runs.get(run.id).duration_seconds == pytest.approx(expected, rel=1e-15)
 
 
 WRITER = """
@@ -103,6 +195,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_writers_that_are_killed_leave_nothing_half_written(backend, url):
     chance = random.Random(1)
     for attempt in range(4):
@@ -123,6 +216,7 @@ def test_writers_that_are_killed_leave_nothing_half_written(backend, url):
             writer.stdout.close()
 
         assert_indexes_agree(backend)
+        assert_attempts_are_whole(backend)
         assert_states_are_whole(backend)
         listed = {run.id for run in backend.runs.iter_runs()}
         assert listed == {key.partition(":run:")[2] for key in keys_of(backend, "run:")}

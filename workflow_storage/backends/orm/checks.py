@@ -8,13 +8,42 @@ from workflow_storage.backends.orm.dialects import begins_immediately
 from workflow_storage.backends.orm.registration import SQLITE, SQLITE_OPTIONS
 
 
-def check_database(name: str, database: dict[str, Any]) -> list[CheckMessage]:
+def check_database(
+    name: str, database: dict[str, Any], *, own_connection: bool = False
+) -> list[CheckMessage]:
     """Check the settings of a database.
 
     Args:
         name: its alias, or its URL without the password.
         database: its settings.
+        own_connection: whether the store does not join the transactions of its callers.
     """
+    found = _check_sqlite(name, database)
+    if database.get("ATOMIC_REQUESTS") and not own_connection:
+        found.append(_rolled_back(name, is_sqlite=database.get("ENGINE") == SQLITE))
+    return found
+
+
+def _rolled_back(name: str, *, is_sqlite: bool) -> CheckMessage:
+    if is_sqlite:
+        hint = (
+            "Keep the runs in another database, without ATOMIC_REQUESTS (a second SQLite file will "
+            "do, or a server), or decorate the views with django.db.transaction.non_atomic_requests."
+        )
+    else:
+        hint = (
+            f"Set WORKFLOW_STORAGE = {{'backend': {name!r}, 'own_connection': True}}, or keep the "
+            "runs in a database without ATOMIC_REQUESTS."
+        )
+    return Warning(
+        f"ATOMIC_REQUESTS is on for the database {name!r} of the workflow runs, so a view that "
+        "fails rolls back the record of its failure.",
+        hint=hint,
+        id="workflow_storage.W006",
+    )
+
+
+def _check_sqlite(name: str, database: dict[str, Any]) -> list[CheckMessage]:
     if database.get("ENGINE") != SQLITE:
         return []
     if is_in_memory(str(database.get("NAME", ""))):

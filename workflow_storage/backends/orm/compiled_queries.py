@@ -20,7 +20,9 @@ from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
 from django.dispatch import receiver
 
+from workflow_storage.backends.orm.connections import connection_of
 from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.backends.orm.errors import note_size
 from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
@@ -103,7 +105,8 @@ class Statement:
             params[place] = parameter.prepared(values, connection)
         try:
             cursor.execute(self.sql, params)
-        except BaseException:
+        except BaseException as exc:
+            note_size(exc, params.values() if isinstance(params, dict) else params)
             # SQLite stays locked by a statement that failed, as long as its cursor is open.
             cursor.close()
             raise
@@ -193,7 +196,7 @@ class Queries(Generic[_M]):
             keyed: whether it finds its rows by a key; see `Statement`.
             **values: the values of its parameters.
         """
-        connection = connections[self.alias]
+        connection = connection_of(self.alias)
         kept = _kept_by(connection)
         key = (self.model, key)
         selection: Selection | None = kept.get(key)
@@ -219,7 +222,7 @@ class Queries(Generic[_M]):
         self,
         key: Hashable,
         build: Callable[[], QuerySet[_M, _M]],
-        changes: Iterable[tuple[str, Any]],
+        changes: Callable[[], Iterable[tuple[str, Any]]],
         **values: Any,
     ) -> int:
         """Change the rows of a query.
@@ -227,19 +230,19 @@ class Queries(Generic[_M]):
         Args:
             key: what tells the query from the others, its columns included.
             build: makes the query that selects the rows.
-            changes: the columns, each with the expression for it.
+            changes: makes the columns, each with the expression for it.
             **values: the values of the parameters of both.
 
         Returns:
             How many rows the query selected.
         """
-        connection = connections[self.alias]
+        connection = connection_of(self.alias)
         kept = _kept_by(connection)
         key = (self.model, key)
         statement: Statement | None = kept.get(key)
         if statement is None:
             query: Any = build().query.chain(UpdateQuery)
-            query.add_update_values(dict(changes))
+            query.add_update_values(dict(changes()))
             query.annotations = {}
             sql, params = query.get_compiler(self.alias).as_sql()
             statement = kept[key] = Statement(sql, params, connection)
@@ -263,7 +266,7 @@ class Queries(Generic[_M]):
         Returns:
             What is in the columns of `returning`.
         """
-        connection = connections[self.alias]
+        connection = connection_of(self.alias)
         kept = _kept_by(connection)
         key = (self.model, "insert", computed, *returning, *values)
         statement: Statement | None = kept.get(key)
@@ -278,6 +281,29 @@ class Queries(Generic[_M]):
             meta = self.model._meta
             key_field: Any = meta.get_field(*returning)
             return (connection.ops.last_insert_id(cursor, meta.db_table, key_field.column),)
+
+    def execute(
+        self,
+        key: Hashable,
+        build: Callable[[BaseDatabaseWrapper], tuple[str, list[Any]]],
+        **values: Any,
+    ) -> CursorWrapper:
+        """Execute a statement that is written in SQL.
+
+        Args:
+            key: what tells it from the others on this model.
+            build: makes the SQL for a database, and what fills its places: values, or a
+                `Parameter` for each of those that differ.
+            **values: the values of its parameters.
+        """
+        connection = connection_of(self.alias)
+        kept = _kept_by(connection)
+        key = (self.model, key)
+        statement: Statement | None = kept.get(key)
+        if statement is None:
+            sql, params = build(connection)
+            statement = kept[key] = Statement(sql, params, connection)
+        return statement.execute(connection, values)
 
     def _insertion(
         self,

@@ -109,6 +109,11 @@ def in_status(statuses: Iterable[RunStatus]) -> Condition:
     )
 
 
+def in_attempt(attempt: int) -> Condition:
+    """Return the condition that a run is in an attempt."""
+    return Condition("attempt", ("attempt",), (attempt,), lambda number: Q(attempt=number))
+
+
 def before_run(started_at: datetime, run_id: str) -> Condition:
     """Return the condition that a run comes after another one, in the order newest first."""
     return Condition(

@@ -5,20 +5,21 @@ What Django's own features say about a database is asked of them; here stands th
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
+import django.db
 from django.db import transaction
 
+from workflow_storage.backends.orm.sqlite import take_inherited_locks
 from workflow_storage.exceptions import StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    import django.db
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 MIGRATION_TIMEOUT = 60.0
@@ -34,10 +35,20 @@ class Cause(Enum):
     """A table or a column is not there."""
     GAVE_WAY = auto()
     """It was rolled back in favour of another transaction: a deadlock, a serialization failure."""
+    NOT_READY = auto()
+    """The server takes no statements now, as a node that is not in step with its cluster."""
     UNPREPARED = auto()
-    """A prepared statement is gone, or reads a column whose type has changed."""
+    """A prepared statement is gone, or somebody else's, or reads a column of another type now."""
     LOCKED = auto()
     """Another one held a lock for longer than the timeout."""
+    SHARED = auto()
+    """Another thread has locked a table of a database in memory, for which none waits."""
+    READ_ONLY = auto()
+    """The server takes no writes: a standby, or one that was demoted under an open connection."""
+    THERE_ALREADY = auto()
+    """A table, column, index or constraint that is to be made is there, or one to be dropped not.
+
+    Told only where a change of the schema is no transaction."""
     TOO_LARGE = auto()
     """The statement is larger than the server takes."""
     OTHER = auto()
@@ -51,14 +62,58 @@ class Dialect:
     """Tells why a statement was refused."""
     migration_lock: Callable[[BaseDatabaseWrapper], AbstractContextManager[None]]
     """Holds back other processes that migrate the same database, while the block runs."""
+    read_committed: Callable[[BaseDatabaseWrapper], AbstractContextManager[None]]
+    """Begins a transaction of ours in which each statement sees what is committed by then,
+    whatever the default (REPEATABLE READ, SERIALIZABLE)."""
+    has_snapshot: Callable[[BaseDatabaseWrapper], bool] = lambda connection: False
+    """Whether the caller's transaction sees nothing that others have committed since it began,
+    not even where it locks."""
+    check_references: Callable[[BaseDatabaseWrapper, str], None] = lambda connection, table: None
+    """Checks now the foreign keys that refer to a table, where they are checked at COMMIT."""
+    locks_see_newest: bool = False
+    """Whether only what is locked is seen as it is now, where a transaction has a snapshot."""
+    lock_timeout: str = "the server's lock timeout"
+    """Where it is set how long a statement waits for a lock."""
+    gives_ids_again: bool = False
+    """Whether the id of a row that was rolled back is given to another one."""
+    impatient: Callable[
+        [BaseDatabaseWrapper, float, AbstractContextManager[Any]], AbstractContextManager[None]
+    ]
+    """Begins a given transaction, or savepoint, in which nothing waits for a lock for longer than
+    some seconds, if the database can be told so."""
+    is_lock_timeout: Callable[[django.db.Error], bool] = lambda exc: False
+    """Tells whether somebody else held a lock for longer than that."""
     inserts_computed: bool = True
-    """Whether an INSERT can read the table that it inserts into."""
+    """Whether the values of an INSERT can read the table that it inserts into."""
+    updates_within: bool = False
+    """Whether a statement can update one table and insert into another (WITH)."""
     names_places: bool = False
     """Whether Django fills places in SQL in faster when they have names."""
     binds_on_server: bool = False
     """Whether a cursor can bind on the server and read in binary; see postgresql.py."""
     begins_deferred: Callable[[BaseDatabaseWrapper], bool] = lambda connection: False
     """Whether a transaction locks the database only at its first write."""
+    begin_callers: Callable[[BaseDatabaseWrapper], None] = lambda connection: None
+    """Begins the transaction of a caller who has switched autocommit off, where none begins."""
+    has_broken: Callable[[BaseDatabaseWrapper], bool] = lambda connection: (
+        not connection.is_usable()
+    )
+    """Whether an open connection is of no more use; it leaves a transaction as it is."""
+    largest_statement: Callable[[BaseDatabaseWrapper], int | None] = lambda connection: None
+    """Returns the bytes that the server takes in one statement, where it hangs up on more."""
+    how_to_store_more: str = "Store less in one value: a path to a file, say."
+    """What to do about a statement that is too large."""
+    how_to_write: str = (
+        "The server is a standby, or was made one. The next call opens a new connection; let HOST "
+        "or the URL name all servers, and it finds the primary one."
+    )
+    """What to do about a database that takes no writes."""
+    is_in_process: Callable[[BaseDatabaseWrapper], bool] = lambda connection: False
+    """Whether the database is in the memory of the process, which a child has a copy of."""
+    locks_by_process: bool = False
+    """Whether a child inherits the belief to hold the locks of its parent's transactions."""
+    after_fork: Callable[[BaseDatabaseWrapper], None] = lambda connection: None
+    """Does what a child has to do that has inherited a connection, beside leaving it alone."""
 
 
 def dialect_of(connection: BaseDatabaseWrapper) -> Dialect:
@@ -80,47 +135,227 @@ def begins_immediately(options: Mapping[str, Any]) -> bool:
 _SQLSTATES = {
     "40001": Cause.GAVE_WAY,
     "40P01": Cause.GAVE_WAY,
+    "55P03": Cause.LOCKED,
+    "25006": Cause.READ_ONLY,
     "42P01": Cause.MISSING,
     "42703": Cause.MISSING,
     "26000": Cause.UNPREPARED,
+    "42P05": Cause.UNPREPARED,
     "0A000": Cause.UNPREPARED,
+    "54000": Cause.TOO_LARGE,
 }
 # MySQL and MariaDB: ER_LOCK_DEADLOCK, ER_CHECKREAD, ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE,
-# ER_NET_PACKET_TOO_LARGE.
+# ER_NET_PACKET_TOO_LARGE, CR_NET_PACKET_TOO_LARGE, ER_OPTION_PREVENTS_STATEMENT (--read-only),
+# ER_READ_ONLY_MODE; ER_LOCK_WAIT_TIMEOUT, which Galera has for a conflict, too;
+# ER_TRANSACTION_ROLLBACK_DURING_COMMIT, a conflict in a MySQL group. Galera refuses a statement
+# with ER_UNKNOWN_COM_ERROR before anything of it is done ("WSREP has not yet prepared node").
 _ERRNOS = {
     1213: Cause.GAVE_WAY,
     1020: Cause.GAVE_WAY,
+    1205: Cause.GAVE_WAY,
+    3101: Cause.GAVE_WAY,
+    1047: Cause.NOT_READY,
     1054: Cause.MISSING,
     1146: Cause.MISSING,
     1153: Cause.TOO_LARGE,
+    2020: Cause.TOO_LARGE,
+    1290: Cause.READ_ONLY,
+    1836: Cause.READ_ONLY,
+    # Tables, columns, keys, columns or keys that are not there, foreign keys, checks; MariaDB has
+    # the last two as one, and 1005 or 1022 for a foreign key.
+    **dict.fromkeys((1050, 1060, 1061, 1091, 1826, 3822, 1022), Cause.THERE_ALREADY),
 }
-# SQLite has codes for locks (https://www.sqlite.org/rescode.html: BUSY, LOCKED; the lowest byte
-# of an extended one), but only texts for what is missing.
-_SQLITE_LOCKED = {5, 6}
+_FOREIGN_KEY_IS_THERE = "errno: 121"
+# SQLite has codes (https://www.sqlite.org/rescode.html: BUSY, LOCKED, READONLY, TOOBIG; the lowest
+# byte of an extended one, such as LOCKED_SHAREDCACHE), but only texts for what is missing.
+_SQLITE_SHARED = 262
+_SQLITE_CODES = {
+    5: Cause.LOCKED,
+    6: Cause.LOCKED,
+    8: Cause.READ_ONLY,
+    18: Cause.TOO_LARGE,
+}
 _SQLITE_MISSING = ("no such table", "no such column", "has no column named")
 
 
-def _postgresql_cause(exc: django.db.Error) -> Cause:
+_POSTGRESQL_LOCK_TIMEOUT = "55P03"
+_MYSQL_LOCK_TIMEOUT = 1205  # ER_LOCK_WAIT_TIMEOUT
+
+
+def _sqlstate(exc: django.db.Error) -> str:
     driver_error = exc.__cause__
     # psycopg's name for it, or psycopg2's
-    state = getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None)
-    return _SQLSTATES.get(str(state), Cause.OTHER)
+    return str(getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None))
+
+
+def _errno(exc: django.db.Error) -> object:
+    return exc.args[0] if exc.args else None
+
+
+def _postgresql_cause(exc: django.db.Error) -> Cause:
+    return _SQLSTATES.get(_sqlstate(exc), Cause.OTHER)
 
 
 def _mysql_cause(exc: django.db.Error) -> Cause:
-    number = exc.args[0] if exc.args else None
+    number = _errno(exc)
+    if number == 1005 and _FOREIGN_KEY_IS_THERE in str(exc):
+        return Cause.THERE_ALREADY
     return _ERRNOS.get(number, Cause.OTHER) if isinstance(number, int) else Cause.OTHER
 
 
 def _sqlite_cause(exc: django.db.Error) -> Cause:
-    if getattr(exc.__cause__, "sqlite_errorcode", 0) & 0xFF in _SQLITE_LOCKED:
-        return Cause.LOCKED
+    code = getattr(exc.__cause__, "sqlite_errorcode", 0)
+    if code == _SQLITE_SHARED:
+        return Cause.SHARED
+    if code & 0xFF in _SQLITE_CODES:
+        return _SQLITE_CODES[code & 0xFF]
     text = str(exc)
     return Cause.MISSING if any(part in text for part in _SQLITE_MISSING) else Cause.OTHER
 
 
 def _no_cause(exc: django.db.Error) -> Cause:
     return Cause.OTHER
+
+
+_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+
+@contextmanager
+def _as_it_is(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    with transaction.atomic(using=connection.alias):
+        yield
+
+
+@contextmanager
+def _set_as_its_first_statement(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    with transaction.atomic(using=connection.alias):
+        with connection.cursor() as cursor:
+            cursor.execute(_READ_COMMITTED)
+        yield
+
+
+@contextmanager
+def _set_before_it_begins(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_COMMITTED)
+    with transaction.atomic(using=connection.alias):
+        yield
+
+
+def _postgresql_has_snapshot(connection: BaseDatabaseWrapper) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW transaction_isolation")
+        return cursor.fetchone() in {("repeatable read",), ("serializable",)}
+
+
+def _check_deferred_keys(connection: BaseDatabaseWrapper, table: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT conname FROM pg_constraint "
+            "WHERE contype = 'f' AND condeferred AND confrelid = %s::regclass",
+            [connection.ops.quote_name(table)],
+        )
+        names = ", ".join(connection.ops.quote_name(name) for (name,) in cursor.fetchall())
+        if names:
+            # Those of the caller's other tables are left to the caller.
+            cursor.execute(f"SET CONSTRAINTS {names} IMMEDIATE")
+            cursor.execute(f"SET CONSTRAINTS {names} DEFERRED")
+
+
+@contextmanager
+def _as_patient_as_ever(
+    connection: BaseDatabaseWrapper, seconds: float, block: AbstractContextManager[Any]
+) -> Iterator[None]:
+    with block:
+        yield
+
+
+@contextmanager
+def _with_lock_timeout(
+    connection: BaseDatabaseWrapper, seconds: float, block: AbstractContextManager[Any]
+) -> Iterator[None]:
+    # For the transaction, not for the session, which a pooler gives to others.
+    set_timeout = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, true)"
+    with block:
+        with connection.cursor() as cursor:
+            cursor.execute(set_timeout, [f"{seconds * 1000:.0f}ms"])
+            before, _ = cursor.fetchone()
+        yield
+        if connection.savepoint_ids:  # the transaction goes on
+            with connection.cursor() as cursor:
+                cursor.execute(set_timeout, [before])
+
+
+@contextmanager
+def _with_lock_wait_timeout(
+    connection: BaseDatabaseWrapper, seconds: float, block: AbstractContextManager[Any]
+) -> Iterator[None]:
+    with (
+        _set_meanwhile(
+            connection,
+            "SELECT @@innodb_lock_wait_timeout",
+            "SET innodb_lock_wait_timeout = {}",
+            max(1, round(seconds)),
+        ),
+        block,
+    ):
+        yield
+
+
+@contextmanager
+def _with_busy_timeout(
+    connection: BaseDatabaseWrapper, seconds: float, block: AbstractContextManager[Any]
+) -> Iterator[None]:
+    with (
+        _set_meanwhile(
+            connection, "PRAGMA busy_timeout", "PRAGMA busy_timeout = {}", round(seconds * 1000)
+        ),
+        block,
+    ):
+        yield
+
+
+@contextmanager
+def _set_meanwhile(
+    connection: BaseDatabaseWrapper, read: str, write: str, value: int
+) -> Iterator[None]:
+    """Let a variable of the session have a value while the block runs."""
+    with connection.cursor() as cursor:
+        cursor.execute(read)
+        (before,) = cursor.fetchone()
+        cursor.execute(write.format(value))
+    try:
+        yield
+    finally:
+        # A connection that is broken by now is not used again.
+        with suppress(django.db.Error), connection.cursor() as cursor:
+            cursor.execute(write.format(before))
+
+
+def _is_closed(connection: BaseDatabaseWrapper) -> bool:
+    # In a transaction that has failed, PostgreSQL answers no question.
+    return bool(connection.connection.closed)
+
+
+def _max_allowed_packet(connection: BaseDatabaseWrapper) -> int | None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        [limit] = cursor.fetchone()
+    return int(limit)
+
+
+def _begin_unless_begun(connection: Any) -> None:
+    # Or the first savepoint would be the transaction, and its release a commit.
+    if not connection.connection.in_transaction:
+        connection.connection.execute("BEGIN")
+
+
+def _is_in_memory(connection: Any) -> bool:
+    return bool(connection.is_in_memory_db())
+
+
+def _take_inherited_locks(connection: BaseDatabaseWrapper) -> None:
+    take_inherited_locks(str(connection.settings_dict["NAME"]))
 
 
 @contextmanager
@@ -166,18 +401,57 @@ def _by_locking_the_file(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.enable_constraint_checking()
 
 
-_OTHER = Dialect(cause=_no_cause, migration_lock=_by_transaction)
+_OTHER = Dialect(
+    cause=_no_cause,
+    migration_lock=_by_transaction,
+    read_committed=_as_it_is,
+    impatient=_as_patient_as_ever,
+)
 _DIALECTS = {
     "postgresql": Dialect(
-        cause=_postgresql_cause, migration_lock=_by_advisory_lock, binds_on_server=True
+        cause=_postgresql_cause,
+        migration_lock=_by_advisory_lock,
+        read_committed=_set_as_its_first_statement,
+        has_snapshot=_postgresql_has_snapshot,
+        check_references=_check_deferred_keys,
+        impatient=_with_lock_timeout,
+        is_lock_timeout=lambda exc: _sqlstate(exc) == _POSTGRESQL_LOCK_TIMEOUT,
+        binds_on_server=True,
+        updates_within=True,
+        has_broken=_is_closed,
     ),
-    "mysql": Dialect(cause=_mysql_cause, migration_lock=_by_named_lock, inserts_computed=False),
+    "mysql": Dialect(
+        cause=_mysql_cause,
+        migration_lock=_by_named_lock,
+        read_committed=_set_before_it_begins,
+        locks_see_newest=True,
+        impatient=_with_lock_wait_timeout,
+        is_lock_timeout=lambda exc: _errno(exc) == _MYSQL_LOCK_TIMEOUT,
+        inserts_computed=False,
+        largest_statement=_max_allowed_packet,
+        how_to_write="Connect to the primary server; the next call opens a new connection.",
+        how_to_store_more="Raise max_allowed_packet on the server, or store less in one state.",
+    ),
     "sqlite": Dialect(
         cause=_sqlite_cause,
         migration_lock=_by_locking_the_file,
+        read_committed=_as_it_is,
+        lock_timeout="OPTIONS['timeout']",
+        gives_ids_again=True,
+        impatient=_with_busy_timeout,
+        is_lock_timeout=lambda exc: _sqlite_cause(exc) is Cause.LOCKED,
         names_places=True,
         begins_deferred=lambda connection: (
             not begins_immediately(connection.settings_dict["OPTIONS"])
         ),
+        how_to_write="Let this user write to the file and to its folder.",
+        begin_callers=_begin_unless_begun,
+        is_in_process=_is_in_memory,
+        locks_by_process=True,
+        after_fork=_take_inherited_locks,
     ),
+    # Not tested here; what they refuse is told in the codes of the database that they speak like.
+    "cockroachdb": replace(_OTHER, cause=_postgresql_cause),
+    "yugabytedb": replace(_OTHER, cause=_postgresql_cause),
+    "tidb": replace(_OTHER, cause=_mysql_cause, locks_see_newest=True),
 }

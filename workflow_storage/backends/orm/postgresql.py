@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from django.db.backends.postgresql.base import Cursor, ServerBindingCursor
-from psycopg.errors import FeatureNotSupported, InvalidSqlStatementName
+from psycopg.errors import (
+    DuplicatePreparedStatement,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+)
 from psycopg.pq import Format
 
 if TYPE_CHECKING:
@@ -32,12 +36,13 @@ class KeyedCursor(psycopg.Cursor[Any]):
     def execute(self, query: Any, params: Any = None, **kwargs: Any) -> KeyedCursor:
         """Execute a statement; prepare none any more if one turns out to be of no use.
 
-        That is so after another session has changed the type of a column, and after a
-        ``DEALLOCATE`` that psycopg did not see. psycopg would execute it again and again.
+        That is so after another session has changed the type of a column, after a ``DEALLOCATE``
+        that psycopg did not see, and where a pooler hands a session on in which another client
+        has prepared a statement of that name. psycopg would execute it again and again.
         """
         try:
             return super().execute(query, params, **kwargs)
-        except (FeatureNotSupported, InvalidSqlStatementName):
+        except (FeatureNotSupported, InvalidSqlStatementName, DuplicatePreparedStatement):
             self.connection.prepare_threshold = None
             raise
 

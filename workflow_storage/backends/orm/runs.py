@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import time
 from typing import TYPE_CHECKING, Any, Unpack
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError
-from django.db.models import (
-    DurationField,
-    ExpressionWrapper,
-    F,
-    FloatField,
-    Func,
-    OuterRef,
-    Q,
-    QuerySet,
-    Subquery,
-)
-from django.db.models.expressions import Expression
 from django.utils import timezone
 
-from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.attempts import (
+    FoundRun,
+    StatusChange,
+    ended_attempt,
+    refusal,
+    status_change,
+)
 from workflow_storage.backends.orm.conditions import (
     Condition,
     before_run,
     conditions_of,
+    in_attempt,
     in_status,
     values_of,
     with_parameters,
     with_values,
 )
 from workflow_storage.backends.orm.errors import (
-    MAX_ATTEMPTS,
+    Patience,
+    conflict,
     operation,
+    reading,
     translates_errors,
     tries_again,
 )
-from workflow_storage.backends.orm.repository import RUN_ID, Database, DjangoRepository
+from workflow_storage.backends.orm.repository import DjangoRepository
+from workflow_storage.backends.orm.run_rows import RunRows
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
+    Attempt,
     Checkpoint,
     RunFilters,
     stalled_message,
@@ -47,22 +46,23 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
-    StatusConflictError,
+    StorageError,
 )
 from workflow_storage.models import WorkflowRun
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
+    MAX_NODE_ID,
     equal_runs,
     is_possible_id,
     plain_text,
     run_fields,
-    status_change,
+    valid_attempt,
     valid_count,
     valid_expected,
     valid_fields,
     valid_filters,
-    valid_idle,
     valid_moment,
+    valid_name,
     valid_new_run,
     valid_status,
     valid_terminal_statuses,
@@ -73,8 +73,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime, timedelta
 
+    from django.db.models import QuerySet
+
+    from workflow_storage.backends.orm.async_threads import AsyncThreads
+
 # SQLite takes at most 32,766 parameters in a statement.
 MAX_BATCH = 10_000
+
+TRIES = 3
+"""How often a change is tried that finds no run as it has to be, though one is there after it:
+somebody has committed it in between."""
+
+STALLED_BATCH = 100
+"""Runs that `fail_stalled` locks at a time."""
 
 
 class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepository):
@@ -84,11 +95,19 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
 
     Args:
         alias: the database's name in DATABASES.
+        own_connection: see `DjangoRepository`.
+        threads: see `DjangoRepository`.
     """
 
-    def __init__(self, alias: str = DEFAULT_DB_ALIAS) -> None:
-        super().__init__(alias)
-        self._database = Database(alias)
+    def __init__(
+        self,
+        alias: str = DEFAULT_DB_ALIAS,
+        *,
+        own_connection: bool = False,
+        threads: AsyncThreads | None = None,
+    ) -> None:
+        super().__init__(alias, own_connection=own_connection, threads=threads)
+        self._rows = RunRows(alias)
 
     @operation
     def add(self, run: WorkflowRun) -> None:
@@ -100,34 +119,34 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         run._state.adding = False
         run._state.db = self.alias
 
-    def _insert(self, fields: dict[str, Any]) -> None:
-        for attempt in range(MAX_ATTEMPTS):
+    def _insert(self, fields: dict[str, Any], attempts: Iterable[Attempt] = ()) -> None:
+        patience = Patience(time.monotonic())
+        while True:
             try:
-                with self._database.one_statement():
-                    self._database.run_queries.insert(**fields)
-                break
+                self._rows.insert(fields, attempts)
+                return
             except IntegrityError as exc:
-                if self._status(fields["id"]) is not None:
+                if self._rows.found(fields["id"]) is not None:
                     raise RunAlreadyExistsError(fields["id"]) from exc
-                # Whoever had the id has been deleted since.
-                if attempt == MAX_ATTEMPTS - 1:
+                # Whoever had the id has been deleted since, or this transaction cannot see it.
+                if self._rows.has_snapshot:
+                    raise conflict(self.alias, exc) from exc
+                if not patience.pause():
                     raise
 
-    @operation
+    @reading
     def get(self, run_id: str) -> WorkflowRun | None:
         """See `AbstractWorkflowRunRepository.get`."""
         if not is_possible_id(run_id):
             return None
         return next(
             iter(
-                self._database.run_queries.objects(
-                    "get", self._database.the_run, keyed=True, run_id=run_id
-                )
+                self._rows.run_queries.objects("get", self._rows.the_run, keyed=True, run_id=run_id)
             ),
             None,
         )
 
-    @operation
+    @reading
     def list_runs(
         self,
         *,
@@ -145,32 +164,36 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
             return []
 
         def page() -> QuerySet[WorkflowRun]:
-            runs = with_parameters(self._database.runs, conditions)
+            runs = with_parameters(self._rows.runs, conditions)
             return runs.order_by("-started_at", "-id")[:limit]
 
-        return self._database.run_queries.objects(
+        return self._rows.run_queries.objects(
             ("list", limit, *(condition.key for condition in conditions)),
             page,
             keyed=False,
             **values_of(conditions),
         )
 
-    @operation
+    @reading
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """See `AbstractWorkflowRunRepository.count_runs`."""
         valid = valid_filters(filters)
         if valid.match_none:
             return 0
-        return with_values(self._database.runs, conditions_of(valid)).count()
+        return with_values(self._rows.runs, conditions_of(valid)).count()
 
     @operation
-    def update(self, run_id: str, **fields: Any) -> None:
+    def update(self, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:
         """See `AbstractWorkflowRunRepository.update`."""
         changes = valid_updates(fields)
+        valid_attempt(attempt)
+        statuses = None if attempt is None else _RUNNING
         if changes:
-            self._change(run_id, changes)
-        elif self._status(run_id) is None:
-            raise RunNotFoundError(run_id)
+            self._change(run_id, changes, statuses, attempt)
+            return
+        found = self._rows.found(run_id)
+        if found is None or not _meets(found, statuses, attempt):
+            raise self._refusal(run_id, found, attempt)
 
     @operation
     def update_status(
@@ -179,26 +202,93 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         status: str,
         *,
         expected: str | Iterable[str] | None = None,
+        attempt: int | None = None,
         **fields: Any,
     ) -> None:
         """See `AbstractWorkflowRunRepository.update_status`."""
-        new_status = valid_status(status)
-        changes = status_change(new_status, fields)
-        if new_status.is_terminal and changes["duration_seconds"] is None:
-            changes["duration_seconds"] = _SINCE_START
-        self._change(run_id, changes, None if expected is None else valid_expected(expected))
+        change = status_change(valid_status(status), fields)
+        valid_attempt(attempt)
+        given = None if expected is None else valid_expected(expected)
+        statuses = _RUNNING if given is None and attempt is not None else given
+        for _ in range(TRIES):
+            is_done, found = self._change_status(run_id, change, statuses, attempt)
+            if is_done:
+                return
+            if found is None or not _meets(found, statuses, attempt):
+                break
+        error = refusal(run_id, found, expected=given, attempt=attempt, change=change)
+        if error is not None:
+            raise error
+
+    def _change_status(
+        self,
+        run_id: str,
+        change: StatusChange,
+        statuses: Iterable[RunStatus] | None,
+        attempt: int | None,
+    ) -> tuple[bool, FoundRun | None]:
+        """Change the status of a run; say whether that is done, and what the run is if it is not."""
+        rows = self._rows
+        # The rule is that no attempt is kept; that takes one statement.
+        by_keeping = {before: change.ends_attempt(before) for before in statuses or RunStatus}
+        simple = [before for before, keeps in by_keeping.items() if not keeps]
+        may_keep = len(simple) < len(by_keeping)
+        takes_over = may_keep and change.is_beginning
+        at_once = _conditions(simple, attempt)
+        if simple and not takes_over and rows.change_status(run_id, change, at_once):
+            return True, None
+        if not may_keep:
+            return False, rows.found(run_id)
+        with rows.taking_over([run_id]) if takes_over else rows.transaction():
+            found = rows.found(run_id, with_lock=True)
+            if found is None or not _meets(found, statuses, attempt):
+                return False, found
+            if found.attempt and change.ends_attempt(found.status):
+                rows.insert_attempts(plain_text(run_id), [ended_attempt(found, change)])
+            return rows.change_status(run_id, change, _conditions(statuses, attempt)), found
 
     @operation
-    def heartbeat(self, run_id: str) -> None:
+    def heartbeat(
+        self, run_id: str, *, attempt: int | None = None, node: str | None = None
+    ) -> None:
         """See `AbstractWorkflowRunRepository.heartbeat`."""
-        self._change(run_id, {"heartbeat_at": timezone.now()})
+        valid_attempt(attempt)
+        changes: dict[str, Any] = {"heartbeat_at": timezone.now()}
+        if node is not None:
+            changes["current_node"] = valid_name("node", node, MAX_NODE_ID)
+        self._change(run_id, changes, None if attempt is None else _RUNNING, attempt)
+
+    def _change(
+        self,
+        run_id: str,
+        changes: dict[str, Any],
+        statuses: Iterable[RunStatus] | None,
+        attempt: int | None,
+    ) -> None:
+        """Change fields of a run that is in one of some statuses and in an attempt."""
+        conditions = _conditions(statuses, attempt)
+        for _ in range(TRIES):
+            if self._rows.change(run_id, changes, conditions):
+                return
+            found = self._rows.found(run_id)
+            if found is None or not _meets(found, statuses, attempt):
+                break
+        raise self._refusal(run_id, found, attempt)
+
+    @reading
+    def list_attempts(self, run_id: str) -> list[Attempt]:
+        """See `AbstractWorkflowRunRepository.list_attempts`."""
+        found = self._rows.found(run_id)
+        if found is None:
+            raise RunNotFoundError(run_id)
+        return found.with_attempts(self._rows.attempts_of(plain_text(run_id)))
 
     @operation
     def delete(self, run_id: str) -> None:
         """See `AbstractWorkflowRunRepository.delete`."""
-        with self._database.transaction():
-            self._database.lock_run(run_id, to_delete=True)
-            self._delete_runs([plain_text(run_id)])
+        with self._rows.read_committed():
+            self._rows.lock_run(run_id, to_delete=True)
+            self._rows.delete([plain_text(run_id)])
 
     @translates_errors
     def delete_finished(
@@ -217,7 +307,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
         if valid.match_none:
             return 0
-        finished = with_values(self._database.runs, conditions_of(valid))
+        finished = with_values(self._rows.runs, conditions_of(valid))
         finished = finished.filter(completed_at__lt=before).order_by("completed_at")
         deleted = 0
         while count := self._delete_batch(finished, size):
@@ -226,148 +316,111 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
 
     @tries_again
     def _delete_batch(self, runs: QuerySet[WorkflowRun], size: int) -> int:
-        with self._database.transaction():
-            self._database.begin_writing()
-            batch = self._database.with_lock(runs)[:size]
+        with self._rows.read_committed():
+            self._rows.begin_writing()
+            batch = self._rows.with_lock(runs)[:size]
             run_ids = list(batch.values_list("pk", flat=True))
-            self._delete_runs(run_ids)
+            self._rows.delete(run_ids)
         return len(run_ids)
 
-    @operation
+    @reading
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
-        return list(self._stalled(idle).order_by("-started_at", "-id"))
+        return list(self._rows.stalled(idle).order_by("-started_at", "-id"))
+
+    @translates_errors
+    def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:
+        """See `AbstractWorkflowRunRepository.fail_stalled`."""
+        stalled = self._rows.stalled(idle)
+        if run_id is not None:
+            stalled = stalled.filter(pk__in=self._rows.run(run_id).values("pk"))
+        run_ids = self._ids(stalled)
+        return sum(
+            self._fail_batch(run_ids[first : first + STALLED_BATCH], idle)
+            for first in range(0, len(run_ids), STALLED_BATCH)
+        )
+
+    @tries_again
+    def _ids(self, runs: QuerySet[WorkflowRun]) -> list[str]:
+        return list(runs.order_by("pk").values_list("pk", flat=True))
+
+    @tries_again
+    def _fail_batch(self, run_ids: list[str], idle: timedelta) -> int:
+        """Fail those of some runs that are still stalled once they are locked.
+
+        One statement would wait for the lock of a save, and then decide by what was before it.
+        """
+        change = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
+        with self._rows.taking_over(run_ids):
+            self._rows.begin_writing()
+            runs = self._rows.runs.filter(pk__in=run_ids).order_by("pk")
+            list(self._rows.with_lock(runs, no_key=True).values_list("pk"))
+            stalled = self._rows.stalled(idle).filter(pk__in=run_ids)
+            return sum(
+                self._rows.change_status(run_id, change, _conditions(_RUNNING, None))
+                for run_id in list(stalled.values_list("pk", flat=True))
+            )
 
     @operation
-    def fail_if_stalled(self, run_id: str, idle: timedelta) -> bool:
-        """See `AbstractWorkflowRunRepository.fail_if_stalled`."""
-        failing = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
-        failing["duration_seconds"] = _SINCE_START
-        with self._database.transaction(), suppress(RunNotFoundError):
-            self._database.lock_run(run_id)
-            if self._stalled(idle).filter(pk=plain_text(run_id)).exists():
-                self._change(run_id, failing, frozenset({RunStatus.RUNNING}))
-                return True
-        return False
-
-    @operation
-    def put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> None:
+    def put(
+        self,
+        run: WorkflowRun,
+        *,
+        over: WorkflowRun | None = None,
+        attempts: Iterable[Attempt] = (),
+    ) -> None:
         """See `AbstractWorkflowRunRepository.put`."""
         fields = valid_fields(run_fields(run))
+        ended = FoundRun.of(fields).attempts_to_keep(attempts)
         if over is None:
-            self._insert(fields)
+            self._insert(fields, ended)
             return
-        with self._database.transaction():
-            self._database.lock_run(run.id)
+        with self._rows.read_committed():
+            self._rows.lock_run(run.id)
             self._refuse_if_changed(run.id, over)
-            self._database.runs.filter(pk=fields.pop("id")).update(**fields)
+            self._rows.runs.filter(pk=fields.pop("id")).update(**fields)
+            self._rows.replace_labels(run.id, fields["labels"])
+            self._rows.attempts.filter(run_id=run.id).delete()
+            self._rows.insert_attempts(run.id, ended)
 
     @operation
     def delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> None:
         """See `AbstractWorkflowRunRepository.delete_unchanged`."""
-        with self._database.transaction():
-            self._database.lock_run(run.id, to_delete=True)
+        with self._rows.read_committed():
+            self._rows.lock_run(run.id, to_delete=True)
             self._refuse_if_changed(run.id, run)
-            states = self._database.with_lock(
-                self._database.states.filter(run_id=run.id).order_by("-step")
-            )
+            states = self._rows.with_lock(self._rows.states.filter(run_id=run.id).order_by("-step"))
             newest = states.values_list("step", "node_id", "created_at").first()
             if newest != (last and (last["step"], last["node_id"], last["created_at"])):
                 raise RunChangedError(run.id)
-            self._delete_runs([run.id])
+            self._rows.delete([run.id])
 
     def _refuse_if_changed(self, run_id: str, as_read: WorkflowRun) -> None:
         # A plain read can be of a snapshot from before the lock (REPEATABLE READ).
-        stored = self._database.with_lock(self._database.runs.filter(pk=run_id)).first()
+        stored = self._rows.with_lock(self._rows.runs.filter(pk=run_id)).first()
         if stored is None:
             raise RunNotFoundError(run_id)
         if not equal_runs(stored, as_read):
             raise RunChangedError(run_id)
 
-    def _stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
-        cutoff = timezone.now() - valid_idle(idle)
-        newest_state = self._database.states.filter(run_id=OuterRef("pk")).order_by("-step")
-        return (
-            self._database.runs.filter(status=RunStatus.RUNNING, started_at__lt=cutoff)
-            .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
-            .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
-            .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
-        )
-
     def _position(self, before: str | WorkflowRun) -> tuple[datetime, str]:
         if isinstance(before, WorkflowRun):
             return before.started_at, before.id
-        for started_at in self._database.run(before).values_list("started_at", flat=True):
+        for started_at in self._rows.run(before).values_list("started_at", flat=True):
             return started_at, plain_text(before)
         raise RunNotFoundError(before)
 
-    def _status(self, run_id: str) -> str | None:
-        """Return the status of a run, or None if there is no such run."""
-        return self._database.run(run_id).values_list("status", flat=True).first()
-
-    def _change(
-        self,
-        run_id: str,
-        changes: dict[str, Any],
-        expected: frozenset[RunStatus] | None = None,
-    ) -> None:
-        """Change columns of a run, if it is in one of the expected statuses; or say why not."""
-        conditions: list[Condition] = [] if expected is None else [in_status(sorted(expected))]
-        columns = {
-            name: value
-            if isinstance(value, Expression)
-            else Parameter(name, WorkflowRun._meta.get_field(name), for_save=True)
-            for name, value in changes.items()
-        }
-        computed = [name for name, value in changes.items() if isinstance(value, Expression)]
-
-        def the_run() -> QuerySet[WorkflowRun]:
-            return with_parameters(self._database.runs, conditions).filter(pk=RUN_ID)
-
-        if is_possible_id(run_id):
-            with self._database.one_statement():
-                if self._database.run_queries.update(
-                    (
-                        "update",
-                        *sorted(changes),
-                        *computed,
-                        *(condition.key for condition in conditions),
-                    ),
-                    the_run,
-                    sorted(columns.items()),
-                    run_id=run_id,
-                    **changes,
-                    **values_of(conditions),
-                ):
-                    return
-        status = self._status(run_id)
-        # Without an expectation, a run that is there now has been added since.
-        if status is None or expected is None:
-            raise RunNotFoundError(run_id)
-        raise StatusConflictError(run_id, status, tuple(sorted(expected)))
-
-    def _delete_runs(self, run_ids: list[str]) -> None:
-        self._database.states.filter(run_id__in=run_ids).delete()
-        self._database.runs.filter(pk__in=run_ids).only("pk").delete()
+    def _refusal(self, run_id: str, found: FoundRun | None, attempt: int | None) -> StorageError:
+        return refusal(run_id, found, attempt=attempt) or RunNotFoundError(run_id)
 
 
-class _Seconds(Func):
-    """A DurationField expression as seconds."""
-
-    output_field = FloatField()
-    arity = 1
-    # Where durations are no type of their own, Django computes microseconds.
-    template = "(%(expressions)s) / 1e6"
-
-    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
-        return self.as_sql(
-            compiler, connection, template="EXTRACT(EPOCH FROM %(expressions)s)::double precision"
-        )
+_RUNNING = frozenset({RunStatus.RUNNING})
 
 
-_SINCE_START = _Seconds(
-    ExpressionWrapper(
-        Parameter("completed_at", WorkflowRun._meta.get_field("completed_at")) - F("started_at"),
-        output_field=DurationField(),
-    )
-)
+def _conditions(statuses: Iterable[RunStatus] | None, attempt: int | None) -> list[Condition]:
+    conditions = [] if statuses is None else [in_status(sorted(statuses))]
+    return conditions if attempt is None else [*conditions, in_attempt(attempt)]
+
+
+def _meets(found: FoundRun, statuses: Iterable[str] | None, attempt: int | None) -> bool:
+    return (statuses is None or found.status in set(statuses)) and attempt in (None, found.attempt)

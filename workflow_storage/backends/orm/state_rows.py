@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.db import IntegrityError
 from django.db.models import (
     BigIntegerField,
     DateTimeField,
@@ -15,24 +17,35 @@ from django.db.models import (
     Subquery,
 )
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
+from workflow_storage.attempts import refusal
 from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm.conditions import (
+    Condition,
+    in_attempt,
+    in_status,
+    values_of,
+    with_parameters,
+)
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.backends.orm.repository import RUN_ID, Database
 from workflow_storage.deltas import chain_steps, is_delta
-from workflow_storage.exceptions import RunNotFoundError
-from workflow_storage.models import ExecutionState, stored_bytes
+from workflow_storage.exceptions import RunNotFoundError, StorageError
+from workflow_storage.models import ExecutionState, WorkflowRun, stored_bytes
+from workflow_storage.status import RunStatus
 from workflow_storage.validation import is_possible_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 Mark = tuple[int | None, "datetime | None"]
 """What tells the row of a state from another one of its step: its id and created_at.
 
-SQLite gives an id again after a rollback, but not at the same time.
+SQLite gives an id again after a rollback, and a clock can stand still; so what can be rolled back
+is not remembered there.
 """
 
 STATES_PAGE = 16
@@ -40,7 +53,15 @@ STATES_PAGE = 16
 
 STATE = ("step", "state_json")
 """The columns of a state that is stored whole."""
-CHECKPOINT = (*STATE, "node_id", "created_at")
+CHECKPOINT = (
+    *STATE,
+    "node_id",
+    "created_at",
+    "attempt",
+    "duration_seconds",
+    "tokens",
+    "cost_usd",
+)
 """The same with what else belongs to a checkpoint."""
 
 
@@ -53,6 +74,15 @@ class StoredState(NamedTuple):
     id: int
     node_id: str
     created_at: datetime
+    attempt: int | None
+    duration_seconds: float | None
+    tokens: int | None
+    cost_usd: float | None
+
+    @property
+    def rest(self) -> list[Any]:
+        """The columns of `CHECKPOINT` that come after those of `STATE`."""
+        return [getattr(self, name) for name in CHECKPOINT[len(STATE) :]]
 
     @property
     def stored(self) -> bytes:
@@ -68,6 +98,48 @@ class StoredState(NamedTuple):
     def mark(self) -> Mark:
         """What tells the row."""
         return self.id, self.created_at
+
+
+class NewCheckpoint(NamedTuple):
+    """A checkpoint that has been checked, on its way into a table."""
+
+    text: bytes
+    """The state as JSON text."""
+    node_id: str
+    created_at: datetime
+    usage: dict[str, Any]
+    """See `workflow_storage.base.NodeUsage`; all of it, None for what is not known."""
+    attempt: int | None = None
+    """The attempt that its run has to be in; of one that is copied, the one that it is of."""
+    totals: dict[str, Any] = {}
+    """What the totals of the run are with it, if they change."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of its row that do not depend on how the state is stored."""
+        columns: dict[str, Any] = {"node_id": self.node_id, "created_at": self.created_at}
+        if self.attempt is not None:
+            columns["attempt"] = self.attempt
+        for name, value in self.usage.items():
+            if value is not None:  # what it is without, too
+                columns[name] = value
+        return columns
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether its run has to be in an attempt."""
+        return self.attempt is not None
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """The values for what is noted in the run, and for the attempt that it has to be in."""
+        noted = {"current_node": self.node_id, **self.totals}
+        return {**noted, "of_attempt": self.attempt} if self.is_fenced else noted
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of these, and of those that a whole state has besides."""
+        return ("run_id", "state_json", *self.columns)
 
 
 class StateRows(Database):
@@ -111,35 +183,79 @@ class StateRows(Database):
         )
         return sorted(itertools.starmap(StoredState, rows), reverse=True)
 
-    def next_step(self, run_id: str, base: int) -> tuple[int, Mark]:
+    def next_step(self, run_id: str, base: int, attempt: int | None = None) -> tuple[int, Mark]:
         """Lock a run and return its next step, in one statement.
 
         Args:
             run_id: which run.
             base: a step.
+            attempt: the attempt that it has to be in, and running; None for any.
 
         Returns:
             The next step, and the mark of the other step; `(None, None)` if that is not there.
 
         Raises:
             RunNotFoundError: if there is no such run.
+            RunLostError: if it is not running in that attempt.
         """
+        conditions = fence(attempt)
 
         def last_step_and_base() -> QuerySet[Any, Any]:
             states = self.states.filter(run_id=OuterRef("pk"))
+            if dialect_of(self.connection).locks_see_newest:
+                states = self.with_lock(states)
             newest = states.order_by("-step").values("step")[:1]
-            of_base = states.filter(step=_step("step"))
-            return self.with_lock(self.the_run(), no_key=True).values_list(
+            of_base = states.filter(step=_step("base"))
+            run = with_parameters(self.the_run(), conditions)
+            return self.with_lock(run, no_key=True).values_list(
                 Subquery(newest, output_field=IntegerField()),
                 Subquery(of_base.values("id")[:1], output_field=BigIntegerField()),
                 Subquery(of_base.values("created_at")[:1], output_field=DateTimeField()),
             )
 
         for last_step, *base_mark in self.run_queries.rows(
-            "next step", last_step_and_base, keyed=True, run_id=run_id, step=base
+            ("next step", len(conditions)),
+            last_step_and_base,
+            keyed=True,
+            run_id=run_id,
+            base=base,
+            **values_of(conditions),
         ):
             return (0 if last_step is None else last_step + 1), (base_mark[0], base_mark[1])
-        raise RunNotFoundError(run_id)
+        raise self.refusal(run_id, attempt)
+
+    def note_checkpoint(self, run_id: str, checkpoint: NewCheckpoint) -> None:
+        """Lock a run and note in it what comes with a checkpoint, in one statement.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunLostError: if it is not running in the attempt that the checkpoint has to be of.
+        """
+        noted = ("current_node", *checkpoint.totals)
+        with self.run_queries.execute(
+            ("note", *noted, checkpoint.is_fenced),
+            partial(_note, noted=noted, fenced=checkpoint.is_fenced),
+            run_id=run_id,
+            **checkpoint.noted,
+        ) as cursor:
+            if cursor.rowcount:
+                return
+        raise self.refusal(run_id, checkpoint.attempt)
+
+    def refusal(self, run_id: str, attempt: int | None) -> StorageError | IntegrityError:
+        """Return why there was no run, or none that was running in an attempt.
+
+        Returns:
+            The error; an IntegrityError, after which a writer tries again, if there is one by now,
+            for somebody has committed it in between.
+        """
+        found = self.found(run_id)
+        is_there = found is not None and (
+            attempt is None or (found.status, found.attempt) == (RunStatus.RUNNING, attempt)
+        )
+        if is_there:
+            return IntegrityError(f"workflow run {run_id} was committed in between")
+        return refusal(run_id, found, attempt=attempt) or RunNotFoundError(run_id)
 
     def holds(self, mark: Mark | None) -> bool:
         """Lock the row of a state, and say whether it is there.
@@ -153,23 +269,20 @@ class StateRows(Database):
         rows = self.with_lock(self.states.filter(pk=row_id or 0), no_key=True)
         return bool(rows.values_list("pk"))
 
-    def insert(
-        self, run_id: str, step: int, node_id: str, stored: bytes, created_at: datetime
-    ) -> Mark:
+    def insert(self, run_id: str, step: int, stored: bytes, checkpoint: NewCheckpoint) -> Mark:
         """Insert a state as it is stored, and return the mark of its row."""
         delta = is_delta(stored)
         (row_id,) = self.state_queries.insert(
             returning=["id"],
             run_id=run_id,
             step=step,
-            node_id=node_id,
-            created_at=created_at,
             state_json=None if delta else stored.decode(),
             state_delta=stored if delta else None,
+            **checkpoint.columns,
         )
-        return row_id, created_at
+        return row_id, checkpoint.created_at
 
-    def insert_next(self, run_id: str, node_id: str, stored: bytes) -> tuple[int, Mark]:
+    def insert_next(self, run_id: str, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Insert a whole state as the next one of a run, in one statement.
 
         Returns:
@@ -178,16 +291,59 @@ class StateRows(Database):
         Raises:
             IntegrityError: if there is no such run, or another writer took the step.
         """
-        now = timezone.now()
         row_id, step = self.state_queries.insert(
             returning=["id", "step"],
             computed=_computed_step,
             run_id=run_id,
-            node_id=node_id,
-            created_at=now,
-            state_json=stored.decode(),
+            state_json=checkpoint.text.decode(),
+            **checkpoint.columns,
         )
-        return step, (row_id, now)
+        return step, (row_id, checkpoint.created_at)
+
+    def insert_expected(self, run_id: str, step: int, checkpoint: NewCheckpoint) -> Mark | None:
+        """Insert a whole state at a step if that is the next one, in one statement.
+
+        For databases that give back nothing of what they compute.
+
+        Returns:
+            The mark of its row; None if the next step is another one.
+        """
+        with self.state_queries.execute(
+            ("expected", *checkpoint.names),
+            partial(_insert_expected, names=checkpoint.names),
+            run_id=run_id,
+            step=step,
+            state_json=checkpoint.text.decode(),
+            **checkpoint.columns,
+        ) as cursor:
+            return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
+
+    def insert_and_note(self, run_id: str, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
+        """Do what `note_checkpoint` and `insert_next` do, in one statement.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunLostError: if it is not running in the attempt that the checkpoint has to be of.
+            IntegrityError: if another writer took the step.
+        """
+        noted = ("current_node", *checkpoint.totals)
+        with self.state_queries.execute(
+            ("note", *noted, checkpoint.is_fenced, *checkpoint.names),
+            partial(
+                _insert_and_note,
+                noted=noted,
+                fenced=checkpoint.is_fenced,
+                names=checkpoint.names,
+            ),
+            run_id=run_id,
+            state_json=checkpoint.text.decode(),
+            **checkpoint.noted,
+            **checkpoint.columns,
+        ) as cursor:
+            row = cursor.fetchone()
+        if row is None:
+            raise self.refusal(run_id, checkpoint.attempt)
+        return row[1], (row[0], checkpoint.created_at)
 
     def can_insert_next(self) -> bool:
         """Whether `insert_next` can be used: nothing else is to be in its transaction."""
@@ -206,6 +362,11 @@ def by_step(chain: Iterable[StoredState]) -> dict[int, bytes]:
     return {link.step: link.stored for link in chain}
 
 
+def fence(attempt: int | None) -> list[Condition]:
+    """Return the conditions that a run is running in an attempt; none for any attempt."""
+    return [] if attempt is None else [in_status([RunStatus.RUNNING]), in_attempt(attempt)]
+
+
 def _step(name: str) -> Parameter:
     return Parameter(name, ExecutionState._meta.get_field("step"))
 
@@ -214,3 +375,58 @@ def _computed_step() -> dict[str, Any]:
     """Return the next step of a run. If there is no such run, its foreign key refuses the row."""
     states = ExecutionState._base_manager.filter(run_id=RUN_ID).order_by("-step")
     return {"step": Coalesce(Subquery(states.values_list(F("step") + 1)[:1]), 0)}
+
+
+def _insert_expected(
+    connection: BaseDatabaseWrapper, *, names: Sequence[str]
+) -> tuple[str, list[Any]]:
+    name_of = connection.ops.quote_name
+    table = name_of(ExecutionState._meta.db_table)
+    columns = ", ".join(name_of(_field(name).column) for name in (*names, "step"))
+    values = ", ".join(["%s"] * (len(names) + 1))
+    sql = (
+        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} WHERE run_id = %s "
+        "HAVING COALESCE(MAX(step) + 1, 0) = %s"
+    )
+    expected = [_saved("step"), _saved("run_id"), _saved("step")]
+    return sql, [*map(_saved, names), *expected]
+
+
+def _note(
+    connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool
+) -> tuple[str, list[Any]]:
+    name_of = connection.ops.quote_name
+    meta = WorkflowRun._meta
+    changes = ", ".join(f"{name_of(name)} = %s" for name in noted)
+    params: list[Any] = [Parameter(name, meta.get_field(name), for_save=True) for name in noted]
+    sql = f"UPDATE {name_of(meta.db_table)} SET {changes} WHERE id = %s"
+    params.append(RUN_ID)
+    if fenced:
+        sql += " AND status = %s AND attempt = %s"
+        params += [RunStatus.RUNNING.value, Parameter("of_attempt", meta.get_field("attempt"))]
+    return sql, params
+
+
+def _insert_and_note(
+    connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool, names: Sequence[str]
+) -> tuple[str, list[Any]]:
+    update, noting = _note(connection, noted=noted, fenced=fenced)
+    name_of = connection.ops.quote_name
+    table = name_of(ExecutionState._meta.db_table)
+    columns = ", ".join(name_of(_field(name).column) for name in (*names, "step"))
+    # Without its type, what is selected would be text.
+    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names)
+    sql = (
+        f"WITH run AS ({update} RETURNING id) INSERT INTO {table} ({columns}) SELECT {values}, "
+        f"COALESCE((SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1), 0) "
+        "FROM run RETURNING id, step"
+    )
+    return sql, [*noting, *map(_saved, names), RUN_ID]
+
+
+def _field(name: str) -> Any:
+    return ExecutionState._meta.get_field(name)
+
+
+def _saved(name: str) -> Parameter:
+    return Parameter(name, _field(name), for_save=True)

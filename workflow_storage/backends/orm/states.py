@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from django.db import DEFAULT_DB_ALIAS
 
-from workflow_storage.backends.orm.errors import operation
+from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.state_rows import (
     CHECKPOINT,
@@ -17,15 +17,21 @@ from workflow_storage.backends.orm.state_rows import (
     by_step,
 )
 from workflow_storage.backends.orm.writer import DjangoStateWriter
-from workflow_storage.base import AbstractExecutionStateRepository, Checkpoint
+from workflow_storage.base import (
+    AbstractExecutionStateRepository,
+    Checkpoint,
+    NodeUsage,
+    Totals,
+)
 from workflow_storage.deltas import (
     History,
     base_step,
+    chain_steps,
     rebuilt_state,
     rebuilt_text,
     whole_state,
 )
-from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.exceptions import DamagedStateError, SnapshotError
 from workflow_storage.validation import MAX_COUNT, valid_count, valid_step
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
 
     from django.db.models import QuerySet
 
+    from workflow_storage.backends.orm.async_threads import AsyncThreads
     from workflow_storage.models import ExecutionState
 
 logger = logging.getLogger(__name__)
@@ -46,26 +53,47 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
 
     Args:
         alias: the database's name in DATABASES.
+        own_connection: see `DjangoRepository`.
+        threads: see `DjangoRepository`.
     """
 
-    def __init__(self, alias: str = DEFAULT_DB_ALIAS) -> None:
-        super().__init__(alias)
+    def __init__(
+        self,
+        alias: str = DEFAULT_DB_ALIAS,
+        *,
+        own_connection: bool = False,
+        threads: AsyncThreads | None = None,
+    ) -> None:
+        super().__init__(alias, own_connection=own_connection, threads=threads)
         self._rows = StateRows(alias)
 
-    def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+    def save_state(
+        self,
+        run_id: str,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        attempt: int | None = None,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        writer = DjangoStateWriter(self, self._rows, run_id, once=True)
-        return writer.save_state(state_data, node_id)
+        writer = DjangoStateWriter(
+            self, self._rows, run_id, attempt, own_connection=self.own_connection, once=True
+        )
+        return writer.save_state(state_data, node_id, totals=totals, **usage)
 
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
         return self.writer(run_id).append(checkpoints)
 
-    def writer(self, run_id: str) -> DjangoStateWriter:
+    def writer(self, run_id: str, *, attempt: int | None = None) -> DjangoStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""
-        return DjangoStateWriter(self, self._rows, run_id)
+        return DjangoStateWriter(
+            self, self._rows, run_id, attempt, own_connection=self.own_connection
+        )
 
-    @operation
+    @reading
     def get_latest_state(self, run_id: str) -> dict[str, Any] | None:
         """See `AbstractExecutionStateRepository.get_latest_state`."""
         rows = self._rows.newest(run_id, STATE)
@@ -74,7 +102,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         found = self._state_in(run_id, rows, lambda: self._rows.newest(run_id, STATE))
         return None if found is None else found[0]
 
-    @operation
+    @reading
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_latest_checkpoint`."""
         rows = self._rows.newest(run_id, CHECKPOINT)
@@ -82,7 +110,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             self._state_in(run_id, rows, lambda: self._rows.newest(run_id, CHECKPOINT))
         )
 
-    @operation
+    @reading
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
         states = self._rows.states_of(run_id).filter(step=valid_step(step)).values_list(*CHECKPOINT)
@@ -100,8 +128,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             # The chain is read in one statement; what it holds belongs together. If the state
             # has been deleted since the first one, the query finds another, or none.
             if chain and chain[0].step == step:
-                rest = [chain[0].node_id, chain[0].created_at]
-                return rebuilt_state(run_id, step, by_step(chain)), step, rest
+                return rebuilt_state(run_id, step, by_step(chain)), step, chain[0].rest
             rows = again()
         return None
 
@@ -113,19 +140,15 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             for row in page:
                 text = self._rebuilt(history, row)
                 if text is not None:
-                    yield Checkpoint(
-                        step=row.step,
-                        node_id=row.node_id,
-                        state_data=history.state(row.step, text, rebuilt=row.is_delta),
-                        created_at=row.created_at,
-                    )
+                    state = history.state(row.step, text, rebuilt=row.is_delta)
+                    yield _as_checkpoint(state, row.step, row.rest)
             last_step = page[-1].step
 
-    @operation
+    @reading
     def _history_page(self, run_id: str, after: int) -> list[StoredState]:
         return self._rows.page(run_id, after)
 
-    @operation
+    @reading
     def _rebuilt(self, history: History, row: StoredState) -> bytes | None:
         """Return the JSON text of a state; None if it has been deleted since it was read."""
         text = history.text(row.step, row.stored)
@@ -139,10 +162,16 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
         """See `AbstractExecutionStateRepository.delete_states`."""
         valid_count("keep_last", keep_last)
-        with self._rows.transaction():
-            self._rows.lock_run(run_id)
-            states = self._rows.states_of(run_id)
-            newest = states.order_by("-step").values_list("step", flat=True).first()
+        rows = self._rows
+        if rows.has_snapshot:
+            raise SnapshotError
+        with rows.read_committed():
+            rows.lock_run(run_id)
+            states = rows.states_of(run_id)
+            newest = next(
+                iter(rows.as_of_now(states).order_by("-step").values_list("step", flat=True)[:1]),
+                None,
+            )
             if newest is None:
                 return 0
             first = newest + 1 - keep_last
@@ -155,17 +184,34 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         for step in range(first, newest + 1):
             # Few of them: the lowest bit that is set grows from one to the next.
             if base_step(step) < first:
-                for state in states.filter(step=step, state_delta__isnull=False):
+                delta = states.filter(step=step, state_delta__isnull=False)
+                for state in self._rows.as_of_now(delta):
                     try:
-                        state.stored = state.rebuilt_text()
+                        state.stored = self._text_of_now(state)
                     except DamagedStateError:
                         logger.exception("A damaged state is left as it is")
                         continue
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])
 
+    def _text_of_now(self, state: ExecutionState) -> bytes:
+        chain = self._rows.states_of(state.run_id).filter(step__in=chain_steps(state.step))
+        stored = {link.step: link.stored for link in self._rows.as_of_now(chain)}
+        return rebuilt_text(state.run_id, state.step, stored)
+
 
 def _checkpoint(found: StateAndRow | None) -> Checkpoint | None:
-    if found is None:
-        return None
-    state, step, (node_id, created_at) = found
-    return Checkpoint(step=step, node_id=node_id, state_data=state, created_at=created_at)
+    return None if found is None else _as_checkpoint(*found)
+
+
+def _as_checkpoint(state: dict[str, Any], step: int, rest: Sequence[Any]) -> Checkpoint:
+    node_id, created_at, attempt, duration_seconds, tokens, cost_usd = rest
+    return Checkpoint(
+        step=step,
+        node_id=node_id,
+        state_data=state,
+        created_at=created_at,
+        attempt=attempt,
+        duration_seconds=duration_seconds,
+        tokens=tokens,
+        cost_usd=cost_usd,
+    )

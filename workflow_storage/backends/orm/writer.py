@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from django.db import IntegrityError
 from django.utils import timezone
 
-from workflow_storage.backends.orm.errors import operation
-from workflow_storage.base import AbstractExecutionStateRepository, Checkpoint, StateWriter
+from workflow_storage.backends.orm.connections import in_callers_transaction
+from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.backends.orm.errors import Patience, conflict, operation
+from workflow_storage.backends.orm.state_rows import NewCheckpoint
+from workflow_storage.base import (
+    AbstractExecutionStateRepository,
+    Checkpoint,
+    NodeUsage,
+    StateWriter,
+    Totals,
+)
 from workflow_storage.deltas import SMALL_STATE, Chain, Link, base_step
 from workflow_storage.exceptions import RunNotFoundError, StepConflictError
 from workflow_storage.serialization import state_text
@@ -18,20 +29,23 @@ from workflow_storage.validation import (
     MAX_NODE_ID,
     ValidCheckpoint,
     is_possible_id,
+    valid_attempt,
     valid_checkpoint,
     valid_name,
+    valid_totals,
+    valid_usage,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
+    from collections.abc import Callable, Iterable
 
     from workflow_storage.backends.orm.state_rows import Mark, StateRows
 
-MAX_ATTEMPTS_IN_OWN = 1000
-MAX_ATTEMPTS_IN_CALLERS = 20
-"""How often a state is tried, in transactions of its own or in the caller's one, while other
-writers take its step."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+TRIES_IN_CALLERS = 20
+"""How often a state is tried in the caller's transaction, while other writers take its step."""
 
 
 class DjangoStateWriter(StateWriter):
@@ -41,6 +55,8 @@ class DjangoStateWriter(StateWriter):
         states: the repository.
         rows: the rows of its states.
         run_id: the run.
+        attempt: the attempt that the run has to be in, and running; None for any.
+        own_connection: see `DjangoRepository`.
         once: whether it saves one checkpoint only, so that nothing is remembered.
     """
 
@@ -49,44 +65,106 @@ class DjangoStateWriter(StateWriter):
         states: AbstractExecutionStateRepository,
         rows: StateRows,
         run_id: str,
+        attempt: int | None = None,
         *,
+        own_connection: bool = False,
         once: bool = False,
     ) -> None:
-        super().__init__(states, run_id)
+        super().__init__(states, run_id, valid_attempt(attempt))
         self.alias = rows.alias
+        self.own_connection = own_connection
+        self._in_one_thread = threading.Lock()
         self._rows = rows
         self._once = once
         self._chain: Chain[Mark] = Chain(run_id)
 
+    async def in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a call returns that is carried out in a thread, after those before it."""
+
+        def after_the_others() -> _T:
+            # In the thread, for a task that is cancelled does not wait for its call to end.
+            with self._in_one_thread:
+                return call(*args, **kwargs)
+
+        return await super().in_thread(after_the_others)
+
     @operation
-    def save_state(self, state_data: dict[str, Any], node_id: str) -> int:
+    def save_state(
+        self,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        text = state_text(state_data)
-        node_id = valid_name("node_id", node_id, MAX_NODE_ID)
+        checkpoint = NewCheckpoint(
+            state_text(state_data),
+            valid_name("node_id", node_id, MAX_NODE_ID),
+            timezone.now(),
+            valid_usage(usage),
+            self.attempt,
+            valid_totals(totals),
+        )
         rows = self._rows
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
-        if len(text) <= SMALL_STATE and rows.can_insert_next():
+        if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
             with suppress(IntegrityError):
-                step, mark = rows.insert_next(self.run_id, node_id, text)
-                return self._remember(step, mark, text)
-        most = MAX_ATTEMPTS_IN_CALLERS if rows.in_transaction else MAX_ATTEMPTS_IN_OWN
-        for attempt in itertools.count():
+                return self._remember(*self._insert_small(checkpoint), checkpoint)
+        in_callers = in_callers_transaction(rows.connection)
+        patience = Patience(time.monotonic())
+        for number in itertools.count():
             try:
-                with rows.transaction():
-                    # PostgreSQL decides a step on a snapshot from before it waited for the
-                    # lock, so that the step can be taken when it is inserted. The second
-                    # time, the lock comes first, in a statement of its own.
-                    if attempt:
-                        rows.lock_run(self.run_id)
-                    step, mark = self._append(text, node_id)
-                return self._remember(step, mark, text)
-            except IntegrityError:
-                # With one snapshot for a whole transaction (REPEATABLE READ), only a new
-                # transaction sees the step that was taken.
-                if attempt >= most:
-                    raise
+                # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
+                # that the step can be taken when it is inserted. The second time, the lock comes
+                # first, in a statement of its own.
+                with rows.read_committed() if number else rows.transaction():
+                    step, mark = self._insert(checkpoint, lock_first=number > 0)
+                self._remember(step, mark, checkpoint)
+                self._forget_in_callers()
+                return step
+            except IntegrityError as exc:
+                if in_callers:
+                    # With one snapshot for the whole transaction (REPEATABLE READ), only a new
+                    # one sees the step that was taken.
+                    if number >= TRIES_IN_CALLERS:
+                        raise conflict(self.alias, exc) from exc
+                elif number and not patience.pause():
+                    raise conflict(self.alias, exc) from exc
         raise AssertionError("unreachable")
+
+    def _insert_small(self, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
+        """Insert a small state in as few statements as the database can."""
+        rows = self._rows
+        if not _notes(checkpoint):
+            return rows.insert_next(self.run_id, checkpoint)
+        if dialect_of(rows.connection).updates_within:
+            return rows.insert_and_note(self.run_id, checkpoint)
+        with rows.transaction():
+            rows.note_checkpoint(self.run_id, checkpoint)
+            return rows.insert_next(self.run_id, checkpoint)
+
+    def _insert(self, checkpoint: NewCheckpoint, *, lock_first: bool) -> tuple[int, Mark]:
+        """Insert a state as the next one, in the transaction that is open."""
+        rows = self._rows
+        small = len(checkpoint.text) <= SMALL_STATE
+        locks_rows = rows.connection.features.has_select_for_update
+        if _notes(checkpoint):
+            rows.note_checkpoint(self.run_id, checkpoint)  # which locks the run
+            if small and self._chain.next_step is not None:
+                mark = rows.insert_expected(self.run_id, self._chain.next_step, checkpoint)
+                if mark is not None:
+                    return self._chain.next_step, mark
+        elif lock_first or (locks_rows and not small):
+            # A statement that waits for a lock reads what was there before it waited, and
+            # the base may have been deleted since. So the lock has a statement of its own.
+            rows.lock_run(self.run_id)
+        else:
+            rows.begin_writing()
+        step, base_mark = rows.next_step(self.run_id, base_step(self._chain.next_step or 0))
+        stored = self._encoded(checkpoint.text, step, base_mark)
+        return step, rows.insert(self.run_id, step, stored, checkpoint)
 
     def append(self, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
@@ -97,50 +175,47 @@ class DjangoStateWriter(StateWriter):
 
     @operation
     def _append_all(self, checkpoints: list[ValidCheckpoint]) -> int:
-        in_callers = self._rows.in_transaction
+        rows = self._rows
         try:
-            with self._rows.transaction():
-                self._rows.lock_run(self.run_id)
-                for checkpoint in checkpoints:
-                    step, mark = self._append(
-                        checkpoint.text, checkpoint.node_id, checkpoint.step, checkpoint.created_at
+            with rows.read_committed():
+                rows.lock_run(self.run_id)
+                for given in checkpoints:
+                    checkpoint = NewCheckpoint(
+                        given.text, given.node_id, given.created_at, given.usage, given.attempt
                     )
-                    self._remember(step, mark, checkpoint.text)
+                    step, base_mark = rows.next_step(self.run_id, base_step(given.step))
+                    # A run without states can begin anywhere.
+                    if step not in (0, given.step):
+                        raise StepConflictError(self.run_id, given.step, step)
+                    stored = self._encoded(given.text, given.step, base_mark)
+                    mark = rows.insert(self.run_id, given.step, stored, checkpoint)
+                    self._remember(given.step, mark, checkpoint)
         except BaseException:
             self._chain.forget()
             raise
-        if in_callers:
-            # After a rollback another state can have the same row id and the same time.
-            self._chain.forget()
+        self._forget_in_callers()
         return len(checkpoints)
 
-    def _remember(self, step: int, mark: Mark, text: bytes) -> int:
+    def _remember(self, step: int, mark: Mark, checkpoint: NewCheckpoint) -> int:
         if not self._once:
-            self._chain.remember(step, text, mark)
+            self._chain.remember(step, checkpoint.text, mark)
+            self.last_saved = step, checkpoint.text
         return step
 
-    def _append(
-        self, text: bytes, node_id: str, given: int | None = None, at: datetime | None = None
-    ) -> tuple[int, Mark]:
-        """Insert a state as the next one, or as the one with the given step and time."""
-        rows = self._rows
-        if len(text) > SMALL_STATE and rows.connection.features.has_select_for_update:
-            # A statement that waits for a lock reads what was there before it waited, and
-            # the base may have been deleted since. So the lock has a statement of its own.
-            rows.lock_run(self.run_id)
-        else:
-            rows.begin_writing()
-        expected = (self._chain.next_step or 0) if given is None else given
-        step, base_mark = rows.next_step(self.run_id, base_step(expected))
-        if given is not None:
-            # A run without states can begin anywhere.
-            if step not in (0, given):
-                raise StepConflictError(self.run_id, given, step)
-            step = given
+    def _forget_in_callers(self) -> None:
+        """Remember nothing that the caller can roll back, where a mark could come again.
+
+        Another state can have the row id then, and the time if the clock stands still.
+        """
+        connection = self._rows.connection
+        if dialect_of(connection).gives_ids_again and in_callers_transaction(connection):
+            self._chain.forget()
+
+    def _encoded(self, text: bytes, step: int, base_mark: Mark) -> bytes:
+        """Return a state as it is to be stored at a step."""
         if step and len(text) > SMALL_STATE:
             self._load_base(step, base_mark)
-        stored, _ = self._chain.encode(text, step)
-        return step, rows.insert(self.run_id, step, node_id, stored, at or timezone.now())
+        return self._chain.encode(text, step)[0]
 
     def _load_base(self, step: int, base_mark: Mark) -> None:
         """Let the chain hold the base of a step, if it is there and can be rebuilt."""
@@ -153,3 +228,8 @@ class DjangoStateWriter(StateWriter):
             )
         if not self._chain.lacks_base(step) and not self._rows.holds(self._chain.mark(base)):
             self._chain.forget()
+
+
+def _notes(checkpoint: NewCheckpoint) -> bool:
+    """Whether anything is to be noted in the run with a checkpoint, or asked of it."""
+    return checkpoint.attempt is not None or bool(checkpoint.totals)

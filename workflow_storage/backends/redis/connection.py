@@ -23,6 +23,7 @@ from redis.retry import Retry
 from workflow_storage.backends.redis.cluster import Cluster, Request, Step, Steps
 from workflow_storage.backends.redis.errors import storage_error
 from workflow_storage.exceptions import StorageError
+from workflow_storage.reentrance import refuses_reentrance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,6 +35,10 @@ _T = TypeVar("_T")
 
 Operation: TypeAlias = Generator[Request, Any, _T]
 """Yields what it has to say to the store, is sent the reply, or thrown a `StorageError`."""
+
+
+def _itself(store: RedisStore) -> RedisStore:
+    return store
 
 
 class RedisStore:
@@ -68,14 +73,17 @@ class RedisStore:
             prefixes[0] if len(prefixes) == 1 else prefixes[crc32(run_id.encode()) % len(prefixes)]
         )
 
+    @refuses_reentrance(_itself)
     def execute(self, operation: Operation[_T]) -> _T:
         """Carry out an operation.
 
         Raises:
+            ReentranceError: in the middle of another one of this thread or task.
             StorageError: what the operation raises; or `StorageUnavailableError`.
         """
         return self._carried_out(self._steps(operation))
 
+    @refuses_reentrance(_itself)
     async def aexecute(self, operation: Operation[_T]) -> _T:
         """Async twin of `execute`."""
         clients = await self._of_this_loop()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from workflow_storage.backends.redis import scripts
 from workflow_storage.backends.redis.records import read_runs, run_from
-from workflow_storage.backends.redis.repository import TIME_LENGTH, call, time_text
-from workflow_storage.backends.redis.scripts import Call
+from workflow_storage.backends.redis.repository import call, time_text
+from workflow_storage.backends.redis.scripts import TIME_LENGTH, Call
 from workflow_storage.exceptions import StorageError
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import plain_text
@@ -79,26 +79,24 @@ class NewestRuns:
         ]
         return sum(itertools.chain.from_iterable(counts))
 
-    def page(self, count: int) -> Operation[list[tuple[WorkflowRun, bytes | None]] | None]:
-        """Return the next runs, at most so many, each with the time of its newest state.
+    def page(self, count: int) -> Operation[list[WorkflowRun] | None]:
+        """Return the next runs, at most so many.
 
         Returns:
             Perhaps none of them, where none of so many entries was right; None after the last.
         """
-        entries = yield from self._next_entries(count)
+        entries = yield from self.entries(count)
         if not entries:
             return None
         parsed = [parsed_entry(entry) for entry in entries]
-        replies = yield read_runs(self._store, [run_id for _, run_id in parsed], "state_at")
+        replies = yield read_runs(self._store, [run_id for _, run_id in parsed])
         runs = []
-        for entry, (start, run_id), (*values, state_at) in zip(
-            entries, parsed, replies, strict=True
-        ):
+        for entry, (start, run_id), values in zip(entries, parsed, replies, strict=True):
             run = run_from(run_id, values)
             if run is None or time_text(run.started_at).encode() != start:
                 yield from self._clean(entry)
             elif self._matches(run):
-                runs.append((run, state_at))
+                runs.append(run)
         return runs
 
     def _matches(self, run: WorkflowRun) -> bool:
@@ -116,8 +114,11 @@ class NewestRuns:
         with suppress(StorageError):
             yield cleaning._replace(keys=(*cleaning.keys, *keys))
 
-    def _next_entries(self, count: int) -> Operation[list[bytes]]:
-        """Return the next entries: as many, fewer before the last one, none after it."""
+    def entries(self, count: int) -> Operation[list[bytes]]:
+        """Return the next entries: as many, fewer before the last one, none after it.
+
+        What they stand for is not read, so that it may not be there.
+        """
         size = count if len(self._keys) == 1 else max(2 * count // len(self._keys), 10)
         while behind := self._behind(count):
             calls = [

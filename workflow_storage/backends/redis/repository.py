@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from django.conf import settings
 
 from workflow_storage.backends.redis.scripts import INDEXES, Call, Script
+from workflow_storage.base import Checkpoint
 from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from workflow_storage.backends.redis.connection import Operation, RedisStore
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound="_HasStore")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-
-TIME_LENGTH = 26
-"""Characters of what `time_text` writes."""
 
 
 class RedisRepository:
@@ -107,7 +105,7 @@ def indexing_call(store: RedisStore, script: Script, run_id: str, *args: Any) ->
 
 
 def time_text(value: datetime) -> str:
-    """Return a time as 26 characters that sort as times do: in UTC if it has a time zone."""
+    """Return a time as `TIME_LENGTH` characters that sort as times do: in UTC if it has a time zone."""
     if value.tzinfo is not None:
         value = value.astimezone(UTC).replace(tzinfo=None)
     return value.isoformat(timespec="microseconds")
@@ -119,11 +117,27 @@ def parsed_time(value: bytes) -> datetime:
     return moment.replace(tzinfo=UTC) if settings.USE_TZ else moment
 
 
-def new_mark(created_at: datetime, node_id: str) -> bytes:
-    """Return what is stored beside a state: its time, a number that tells it, its node."""
-    return f"{time_text(created_at)} {random.getrandbits(32):08x} {node_id}".encode()
+def new_mark(
+    created_at: datetime, node_id: str, attempt: int | None, usage: Mapping[str, Any]
+) -> bytes:
+    """Return what is stored beside a state: all that its checkpoint says, and what tells it.
+
+    The random number tells it from another state that had its step before.
+    """
+    known = " ".join(["" if value is None else repr(value) for value in (attempt, *usage.values())])
+    return f"{time_text(created_at)} {random.getrandbits(32):08x} {known} {node_id}".encode()
 
 
-def parsed_mark(mark: bytes) -> tuple[str, datetime]:
-    """Return the node and the time of a mark."""
-    return mark[TIME_LENGTH + 10 :].decode(), parsed_time(mark[:TIME_LENGTH])
+def checkpoint_of(step: int, mark: bytes, state: dict[str, Any]) -> Checkpoint:
+    """Return a checkpoint from its mark."""
+    created_at, _, attempt, duration, tokens, cost, node_id = mark.split(b" ", 6)
+    return Checkpoint(
+        step=step,
+        node_id=node_id.decode(),
+        state_data=state,
+        created_at=parsed_time(created_at),
+        attempt=int(attempt) if attempt else None,
+        duration_seconds=float(duration) if duration else None,
+        tokens=int(tokens) if tokens else None,
+        cost_usd=float(cost) if cost else None,
+    )

@@ -10,21 +10,34 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from django.utils import timezone
 
+from workflow_storage.attempts import FoundRun, StatusChange, status_change
 from workflow_storage.backends.redis import scripts
 from workflow_storage.backends.redis.indexes import NewestRuns, entry_of, parsed_entry
-from workflow_storage.backends.redis.records import FIELDS, read_runs, run_from, written
+from workflow_storage.backends.redis.records import (
+    FIELDS,
+    attempts_from,
+    changed,
+    found_run,
+    read_runs,
+    read_signs,
+    refuse,
+    run_from,
+    written,
+    written_attempts,
+)
 from workflow_storage.backends.redis.repository import (
     RedisRepository,
     awaitable,
     blocking,
     call,
+    checkpoint_of,
     indexing_call,
-    parsed_mark,
     time_text,
 )
 from workflow_storage.base import (
     PAGE_SIZE,
     AbstractWorkflowRunRepository,
+    Attempt,
     Checkpoint,
     RunFilters,
     stalled_message,
@@ -33,21 +46,22 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
-    StatusConflictError,
 )
 from workflow_storage.models import WorkflowRun
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
+    MAX_NODE_ID,
     equal_runs,
     is_possible_id,
     run_fields,
-    status_change,
+    stalled_before,
+    valid_attempt,
     valid_count,
     valid_expected,
     valid_fields,
     valid_filters,
-    valid_idle,
     valid_moment,
+    valid_name,
     valid_new_run,
     valid_status,
     valid_terminal_statuses,
@@ -60,8 +74,8 @@ if TYPE_CHECKING:
 
     from workflow_storage.backends.redis.connection import Operation
 
-MAX_DELETED_AT_ONCE = 200
-"""Runs that `delete_finished` sends to the server at a time."""
+MAX_CHANGED_AT_ONCE = 200
+"""Runs that `delete_finished` and `fail_stalled` send to the server at a time."""
 
 
 class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository):
@@ -110,7 +124,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             page = yield from newest.page(min(limit - len(runs), PAGE_SIZE))
             if page is None:
                 break
-            runs += [run for run, _ in page]
+            runs += page
         return runs
 
     list_runs = blocking(_list_runs)
@@ -133,8 +147,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             page = self.store.execute(newest.page(PAGE_SIZE))
             if page is None:
                 return
-            for run, _ in page:
-                yield run
+            yield from page
 
     async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
         """Async twin of `iter_runs`."""
@@ -144,7 +157,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             page = await self.store.aexecute(newest.page(PAGE_SIZE))
             if page is None:
                 return
-            for run, _ in page:
+            for run in page:
                 yield run
 
     def _count_runs(self, **filters: Unpack[RunFilters]) -> Operation[int]:
@@ -156,8 +169,10 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     count_runs = blocking(_count_runs)
     acount_runs = awaitable(_count_runs)
 
-    def _update(self, /, run_id: str, **fields: Any) -> Operation[None]:
-        yield from self._change(run_id, valid_updates(fields))
+    def _update(
+        self, /, run_id: str, *, attempt: int | None = None, **fields: Any
+    ) -> Operation[None]:
+        yield from self._change(run_id, valid_updates(fields), valid_attempt(attempt))
 
     update = blocking(_update)
     aupdate = awaitable(_update)
@@ -169,37 +184,65 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         status: str,
         *,
         expected: str | Iterable[str] | None = None,
+        attempt: int | None = None,
         **fields: Any,
     ) -> Operation[None]:
-        changes = status_change(valid_status(status), fields)
+        change = status_change(valid_status(status), fields)
+        valid_attempt(attempt)
         statuses = None if expected is None else valid_expected(expected)
-        yield from self._change(run_id, changes, statuses)
+        if not is_possible_id(run_id):
+            raise RunNotFoundError(run_id)
+        wanted = statuses or (() if attempt is None else (RunStatus.RUNNING,))
+        reply = yield indexing_call(
+            self.store,
+            scripts.CHANGE_STATUS,
+            run_id,
+            _alternatives(wanted),
+            "" if attempt is None else attempt,
+            *_changed_status(change),
+        )
+        if reply != 1:
+            refuse(run_id, reply, expected=statuses, attempt=attempt, change=change)
 
     update_status = blocking(_update_status)
     aupdate_status = awaitable(_update_status)
 
-    def _heartbeat(self, run_id: str) -> Operation[None]:
-        yield from self._change(run_id, {"heartbeat_at": timezone.now()})
+    def _heartbeat(
+        self, run_id: str, *, attempt: int | None = None, node: str | None = None
+    ) -> Operation[None]:
+        changes: dict[str, Any] = {"heartbeat_at": timezone.now()}
+        if node is not None:
+            changes["current_node"] = valid_name("node", node, MAX_NODE_ID)
+        yield from self._change(run_id, changes, valid_attempt(attempt))
 
     heartbeat = blocking(_heartbeat)
     aheartbeat = awaitable(_heartbeat)
 
-    def _change(
-        self, run_id: str, changes: dict[str, Any], expected: Iterable[RunStatus] | None = None
-    ) -> Operation[None]:
-        """Change fields of a run, if it is in one of the expected statuses; or say why not."""
+    def _change(self, run_id: str, changes: dict[str, Any], attempt: int | None) -> Operation[None]:
+        """Change fields of a run, if it is running in an attempt; or say why not."""
         if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
-        statuses = sorted(status.value for status in expected or ())
-        calling = indexing_call if "status" in changes else call
-        reply = yield calling(
-            self.store, scripts.CHANGE, run_id, _alternatives(statuses), *_set_and_cleared(changes)
+        reply = yield call(
+            self.store,
+            scripts.CHANGE,
+            run_id,
+            "" if attempt is None else attempt,
+            *changed(changes),
         )
-        if reply is None:
+        if reply != 1:
+            refuse(run_id, reply, attempt=attempt)
+
+    def _list_attempts(self, run_id: str) -> Operation[list[Attempt]]:
+        if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
-        status, done = reply
-        if not done:
-            raise StatusConflictError(run_id, status.decode(), tuple(statuses))
+        reply = yield call(self.store, scripts.ATTEMPTS, run_id)
+        run = found_run(run_id, reply and reply[0])
+        if run is None:
+            raise RunNotFoundError(run_id)
+        return run.with_attempts(attempts_from(run_id, reply[1:]))
+
+    list_attempts = blocking(_list_attempts)
+    alist_attempts = awaitable(_list_attempts)
 
     def _delete(self, run_id: str) -> Operation[None]:
         if not is_possible_id(run_id):
@@ -224,7 +267,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         }
         valid = valid_filters(filters)
         end = time_text(valid_moment("before", before))
-        size = min(valid_count("batch_size", batch_size, minimum=1), MAX_DELETED_AT_ONCE)
+        size = min(valid_count("batch_size", batch_size, minimum=1), MAX_CHANGED_AT_ONCE)
         if valid.match_none:
             return 0
         wanted = _alternatives(status.value for status in valid.statuses or ())
@@ -254,58 +297,73 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     adelete_finished = awaitable(_delete_finished)
 
     def _list_stalled(self, idle: timedelta) -> Operation[list[WorkflowRun]]:
-        cutoff = timezone.now() - valid_idle(idle)
-        running = valid_filters({"status": RunStatus.RUNNING, "started_before": cutoff})
-        newest = NewestRuns(self.store, running)
-        since = time_text(cutoff).encode()
         stalled = []
-        while (page := (yield from newest.page(PAGE_SIZE))) is not None:
-            for run, state_at in page:
-                alive = run.heartbeat_at is not None and run.heartbeat_at >= cutoff
-                if not alive and (state_at is None or state_at < since):
-                    stalled.append(run)
+        for run_ids in _batches((yield from self._silent(idle))):
+            replies = yield read_runs(self.store, run_ids)
+            runs = map(run_from, run_ids, replies)
+            stalled += [run for run in runs if run is not None and run.status == RunStatus.RUNNING]
         return stalled
 
     list_stalled = blocking(_list_stalled)
     alist_stalled = awaitable(_list_stalled)
 
-    def _fail_if_stalled(self, run_id: str, idle: timedelta) -> Operation[bool]:
-        cutoff = timezone.now() - valid_idle(idle)
-        if not is_possible_id(run_id):
-            return False
-        changes = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
-        reply = yield indexing_call(
-            self.store,
-            scripts.FAIL_STALLED,
-            run_id,
-            time_text(cutoff),
-            *_set_and_cleared(changes),
-        )
-        return bool(reply)
+    def _silent(self, idle: timedelta) -> Operation[list[str]]:
+        """Return the ids of the running runs without a sign of life, newest start first.
 
-    fail_if_stalled = blocking(_fail_if_stalled)
-    afail_if_stalled = awaitable(_fail_if_stalled)
+        Not by their start in the index: a clock may have gone back before the attempt began.
+        """
+        cutoff = time_text(stalled_before(idle)).encode()
+        running = NewestRuns(self.store, valid_filters({"status": RunStatus.RUNNING}))
+        silent: list[str] = []
+        while entries := (yield from running.entries(PAGE_SIZE)):
+            run_ids = [run_id for _, run_id in map(parsed_entry, entries)]
+            replies = yield read_signs(self.store, run_ids)
+            for run_id, (status, started, attempt_started, *others) in zip(
+                run_ids, replies, strict=True
+            ):
+                signs = (attempt_started or started, *others)
+                if status == _RUNNING and all(sign is None or sign < cutoff for sign in signs):
+                    silent.append(run_id)
+        return silent
 
-    def _fail_stalled(self, idle: timedelta) -> Operation[int]:
+    def _fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> Operation[int]:
+        cutoff = time_text(stalled_before(idle))
+        if run_id is None:
+            run_ids = yield from self._silent(idle)
+        else:
+            run_ids = [run_id] if is_possible_id(run_id) else []
+        change = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
+        arguments = (cutoff, *_changed_status(change))
         failed = 0
-        for run in (yield from self._list_stalled(idle)):
-            failed += yield from self._fail_if_stalled(run.id, idle)
+        for batch in _batches(run_ids):
+            replies = yield [
+                indexing_call(self.store, scripts.FAIL_STALLED, one, *arguments) for one in batch
+            ]
+            failed += sum(replies)
         return failed
 
     fail_stalled = blocking(_fail_stalled)
     afail_stalled = awaitable(_fail_stalled)
 
-    def _put(self, run: WorkflowRun, *, over: WorkflowRun | None = None) -> Operation[None]:
+    def _put(
+        self,
+        run: WorkflowRun,
+        *,
+        over: WorkflowRun | None = None,
+        attempts: Iterable[Attempt] = (),
+    ) -> Operation[None]:
         fields = valid_fields(run_fields(run))
-        values = written(fields, exactly=True)
+        kept = FoundRun.of(fields).attempts_to_keep(attempts)
+        values = [*written(fields), *written_attempts(kept)]
         if over is None:
             if not (yield indexing_call(self.store, scripts.ADD, run.id, *values, "version", 0)):
                 raise RunAlreadyExistsError(run.id)
             return
         version = yield from self._version(run.id, over)
-        cleared = [name for name in FIELDS if name not in values[::2]]
+        names = set(values[::2])
+        cleared = [name for name in (*FIELDS, "attempts") if name not in names]
         done = yield indexing_call(
-            self.store, scripts.REPLACE, run.id, version, 3 + len(values), *values, *cleared
+            self.store, scripts.REPLACE, run.id, version, len(values), *values, *cleared
         )
         if not done:
             raise RunChangedError(run.id)
@@ -316,8 +374,8 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     def _delete_unchanged(self, run: WorkflowRun, last: Checkpoint | None) -> Operation[None]:
         version = yield from self._version(run.id, run)
         _, _, *newest = yield call(self.store, scripts.CHAIN, run.id, "")
-        found = (int(newest[0]), *parsed_mark(newest[1])) if newest else None
-        if found != (last and (last["step"], last["node_id"], last["created_at"])):
+        found = checkpoint_of(int(newest[0]), newest[1], {}) if newest else None
+        if _identity(found) != _identity(last):
             raise RunChangedError(run.id)
         if (yield indexing_call(self.store, scripts.DELETE, run.id, version)) != 1:
             raise RunChangedError(run.id)
@@ -338,11 +396,31 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         return result
 
 
-def _set_and_cleared(changes: dict[str, Any]) -> list[Any]:
-    """Return changes as the scripts take them: the last argument to set, those, what to clear."""
-    values = written(changes)
-    cleared = [name for name, value in changes.items() if value is None]
-    return [3 + len(values), *values, *cleared]
+_RUNNING = RunStatus.RUNNING.value.encode()
+
+
+def _batches(run_ids: list[str]) -> Iterator[list[str]]:
+    for first in range(0, len(run_ids), MAX_CHANGED_AT_ONCE):
+        yield run_ids[first : first + MAX_CHANGED_AT_ONCE]
+
+
+def _identity(checkpoint: Checkpoint | None) -> tuple[int, str, datetime] | None:
+    """Return what tells a checkpoint from another one."""
+    if checkpoint is None:
+        return None
+    return checkpoint["step"], checkpoint["node_id"], checkpoint["created_at"]
+
+
+def _changed_status(change: StatusChange) -> list[Any]:
+    """Return a change of status as the scripts take it."""
+    # They compute the status and the end.
+    fields = {
+        name: value
+        for name, value in change.fields.items()
+        if name not in ("status", "completed_at")
+    }
+    given = "given" if change.sets_duration else ""
+    return [change.status.value, time_text(change.at), given, *changed(fields)]
 
 
 def _alternatives(values: Iterable[str]) -> str:

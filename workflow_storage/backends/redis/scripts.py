@@ -4,9 +4,10 @@ A run, its states and its entries in the indexes lie in one hash slot, so that a
 changes them together. The keys, for a key prefix such as ``{workflow_storage}``:
 
 - ``<prefix>:run:<id>``, a hash: the fields of the run, and next_step, first_step (of the
-  states that are kept), state_at (when the newest was saved) and version (counts changes).
-- ``<prefix>:states:<id>``, a hash: each state under its step, and under ``m<step>`` when it
-  was saved, a random mark, and its node.
+  states that are kept), state_at (when the newest was saved), version (counts changes),
+  attempts (the numbers of those that are over and kept) and ``attempt:<n>``, each as JSON.
+- ``<prefix>:states:<id>``, a hash: each state under its step, and under ``m<step>`` its mark:
+  when it was saved, a random number, its attempt, its usage, and its node.
 - ``<prefix>:runs:<status>`` and ``<prefix>:workflows:<status>``, sorted sets in lexicographic
   order (all scores are 0), whose entries are the start and the id; in the latter behind the
   name of the workflow and a NUL, which no name holds.
@@ -18,11 +19,16 @@ these, in the order of `INDEXES`. So a cluster that is moving the slot refuses t
 rather than to go on in the middle.
 """
 
+import json
 from collections.abc import Callable
 from hashlib import sha1
 from typing import Any, NamedTuple
 
-from workflow_storage.status import RunStatus
+from workflow_storage.attempts import TAKEN_OVER, FoundRun
+from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+TIME_LENGTH = 26
+"""Characters of a time, with which an entry of an index and a mark begin."""
 
 INDEXES = (
     *(f"runs:{status}" for status in RunStatus.values),
@@ -59,10 +65,51 @@ class Call(NamedTuple):
         return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
 
 
+_FOUND = ", ".join(f"'{field}'" for field in FoundRun._fields)
+_FOUND_NAMES = ", ".join(field.upper() for field in FoundRun._fields)
+_FOUND_PLACES = ", ".join(str(place) for place, _ in enumerate(FoundRun._fields, 1))
 _PLACES = ", ".join(f"{status} = {place}" for place, status in enumerate(RunStatus.values, 3))
-_COMMON = (
+_TERMINAL = ", ".join(f"{status.value} = true" for status in sorted(TERMINAL_STATUSES))
+
+# What the scripts are made of. Each run makes its functions anew, so each has those it calls.
+
+_RUN = f"""
+local {_FOUND_NAMES} = {_FOUND_PLACES}
+
+-- What the run is now, as `FoundRun` has it, or false.
+local function found()
+  local run = redis.call('HMGET', run_key, {_FOUND})
+  return run[STATUS] and run
+end
+"""
+
+_CHANGING = """
+local function set(first, last)
+  -- Lua passes on a few thousand values at most.
+  for i = first, last, 1000 do
+    redis.call('HSET', run_key, unpack(ARGV, i, math.min(i + 999, last)))
+  end
+end
+
+-- ARGV[at] is how many arguments behind it are names and values to set; then come names to clear.
+local function change(at)
+  local last_set = at + ARGV[at]
+  set(at + 1, last_set)
+  if #ARGV > last_set then redis.call('HDEL', run_key, unpack(ARGV, last_set + 1)) end
+  redis.call('HINCRBY', run_key, 'version', 1)
+end
+"""
+
+_STATES = f"""
+local function store_state(step, mark, state)
+  redis.call('HSET', states_key, step, state, 'm' .. step, mark)
+  local saved = string.sub(mark, 1, {TIME_LENGTH})
+  redis.call('HSET', run_key, 'next_step', step + 1, 'state_at', saved)
+end
+"""
+
+_INDEXING = (
     f"""
-local run_key, states_key, id = KEYS[1], KEYS[2], ARGV[1]
 local places, workflows, ended_at = {{{_PLACES}}}, {len(RunStatus.values)}, KEYS[#KEYS]
 """
     + """
@@ -84,28 +131,14 @@ local function enter(status, workflow, started, ended)
   if ended then redis.call('ZADD', ended_at, 0, ended .. ' ' .. id) end
 end
 
-local function set(first, last)
-  if last > first then redis.call('HSET', run_key, unpack(ARGV, first, last)) end
-end
-
-local function clear(first, last)
-  if last >= first then redis.call('HDEL', run_key, unpack(ARGV, first, last)) end
-end
-
--- ARGV[3] is the last argument that is set, from the fourth on; behind it are names to clear.
-local function change(before)
-  local last_set = tonumber(ARGV[3])
-  set(4, last_set)
-  clear(last_set + 1, #ARGV)
-  local after = place()
+local function move(before, after)
   for i = 1, 4 do
     if before[i] ~= after[i] then
       leave(unpack(before, 1, 4))
       enter(unpack(after, 1, 4))
-      break
+      return
     end
   end
-  redis.call('HINCRBY', run_key, 'version', 1)
 end
 
 local function remove(before)
@@ -115,9 +148,89 @@ end
 """
 )
 
+_CHANGING_STATUS = (
+    f"""
+local terminal, taken_over = {{{_TERMINAL}}}, {json.dumps(TAKEN_OVER)}
+"""
+    + """
+-- Whole seconds since a fixed moment (the days as Howard Hinnant counts them in
+-- "chrono-Compatible Low-Level Date Algorithms"), and microseconds.
+local function parts(time)
+  local year, month, day, hour, minute, second, micros =
+    string.match(time, '(%d+)-(%d+)-(%d+)T(%d+):(%d+):(%d+)%.(%d+)')
+  month = month - 3
+  if month < 0 then year, month = year - 1, month + 12 end
+  local days = 365 * year + math.floor(year / 4) - math.floor(year / 100)
+    + math.floor(year / 400) + math.floor((153 * month + 2) / 5) + day
+  return ((days * 24 + hour) * 60 + minute) * 60 + second, tonumber(micros)
+end
 
-def _script(source: str, wrote: Callable[[Any], bool] | None = None) -> Script:
-    source = _COMMON + source
+-- Seconds from one time to a later one, exact to the microsecond; 0 if the clock went back.
+local function seconds_between(start, stop)
+  if stop <= start then return 0 end
+  local start_seconds, start_micros = parts(start)
+  local stop_seconds, stop_micros = parts(stop)
+  return ((stop_seconds - start_seconds) * 1000000 + stop_micros - start_micros) / 1000000
+end
+
+-- Keep what an attempt ended with, if the run goes on from there.
+local function keep_attempt(run, status, at)
+  local attempt = {
+    started_at = run[ATTEMPT_STARTED_AT] or nil,
+    ended_at = run[COMPLETED_AT] or nil,
+    status = run[STATUS],
+    error_message = run[ERROR_MESSAGE] or nil,
+    node = run[CURRENT_NODE] or nil,
+    worker = run[WORKER] or nil,
+  }
+  if run[STATUS] == 'running' then
+    if terminal[status] then return end
+    attempt.ended_at, attempt.status = at, status
+    if status == 'running' then attempt.status, attempt.error_message = 'failed', taken_over end
+  elseif not terminal[run[STATUS]] or run[STATUS] == status then
+    return
+  end
+  local number = run[ATTEMPT]
+  if number == '0' then return end
+  if redis.call('HSETNX', run_key, 'attempt:' .. number, cjson.encode(attempt)) == 1 then
+    local kept = redis.call('HGET', run_key, 'attempts')
+    redis.call('HSET', run_key, 'attempts', kept and kept .. ' ' .. number or number)
+  end
+end
+
+-- Carry out a `StatusChange`, given from ARGV[first] on: the status, the time, whether the
+-- duration is given ('' or not), and what `change` takes.
+local function change_status(run, first)
+  local status, at = ARGV[first], ARGV[first + 1]
+  local started, ended = run[STARTED_AT], false
+  local workflow, spent = unpack(redis.call('HMGET', run_key, 'workflow_name', 'duration_seconds'))
+  local fields = {'status', status}
+  local function add(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if run[STATUS] == 'running' and ARGV[first + 2] == '' then
+    spent = tonumber(spent or 0) + seconds_between(run[ATTEMPT_STARTED_AT] or started, at)
+    add('duration_seconds', string.format('%.17g', spent))
+  end
+  if status == 'running' then add('attempt', run[ATTEMPT] + 1) end
+  if terminal[status] then
+    ended = at > started and at or started
+    add('completed_at', ended)
+  end
+  keep_attempt(run, status, at)
+  redis.call('HSET', run_key, unpack(fields))
+  if not ended then redis.call('HDEL', run_key, 'completed_at') end
+  change(first + 3)
+  move({run[STATUS], workflow, started, run[COMPLETED_AT]}, {status, workflow, started, ended})
+end
+"""
+)
+
+
+def _script(source: str, *parts: str, wrote: Callable[[Any], bool] | None = None) -> Script:
+    keys = "local run_key, states_key, id = KEYS[1], KEYS[2], ARGV[1]\n"
+    source = "".join((keys, *parts, source))
     return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest(), wrote)
 
 
@@ -125,8 +238,8 @@ def _is_one(reply: Any) -> bool:
     return bool(reply == 1)
 
 
-def _is_a_number(reply: Any) -> bool:
-    return reply is not None and reply >= 0
+def _is_a_step(reply: Any) -> bool:
+    return isinstance(reply, int) and reply >= 0
 
 
 ADD = _script(
@@ -139,48 +252,99 @@ redis.call('UNLINK', states_key)
 enter(unpack(place(), 1, 4))
 return 1
 """,
+    _CHANGING,
+    _INDEXING,
     wrote=_is_one,
 )
 
 CHANGE = _script(
     """
--- The expected statuses as '|a|b|' or '', the last argument that is set, names and values to
--- set, names to clear. Returns the status that the run had, and whether that was expected.
-local before = place()
-if not before[1] then return false end
-if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. before[1] .. '|', 1, true) then
-  return {before[1], 0}
-end
-change(before)
-return {before[1], 1}
+-- The attempt that the run must be running in or '', and what `change` takes. Returns 1; what the
+-- run is if it is not in that attempt.
+local run = found()
+if not run then return false end
+if ARGV[2] ~= '' and (run[STATUS] ~= 'running' or run[ATTEMPT] ~= ARGV[2]) then return run end
+change(3)
+return 1
 """,
-    wrote=lambda reply: bool(reply and reply[1]),
+    _RUN,
+    _CHANGING,
+    wrote=_is_one,
+)
+
+CHANGE_STATUS = _script(
+    """
+-- The expected statuses as '|a|b|' or '', the expected attempt or '', and what `change_status`
+-- takes. Returns 1; what the run is if that was not expected.
+local run = found()
+if not run then return false end
+if ARGV[2] ~= '' and not string.find(ARGV[2], '|' .. run[STATUS] .. '|', 1, true) then
+  return run
+end
+if ARGV[3] ~= '' and ARGV[3] ~= run[ATTEMPT] then return run end
+change_status(run, 4)
+return 1
+""",
+    _RUN,
+    _CHANGING,
+    _INDEXING,
+    _CHANGING_STATUS,
+    wrote=_is_one,
 )
 
 REPLACE = _script(
     """
--- A version, then as CHANGE, for a run that has it. Returns whether it was.
+-- A version, and what `change` takes, attempts among it. Returns whether the run had it.
 local before = place()
 if not before[1] or redis.call('HGET', run_key, 'version') ~= ARGV[2] then return 0 end
-change(before)
+local kept = redis.call('HGET', run_key, 'attempts')
+change(3)
+local keeps = ' ' .. (redis.call('HGET', run_key, 'attempts') or '') .. ' '
+for number in string.gmatch(kept or '', '%d+') do
+  if not string.find(keeps, ' ' .. number .. ' ', 1, true) then
+    redis.call('HDEL', run_key, 'attempt:' .. number)
+  end
+end
+move(before, place())
 return 1
 """,
+    _CHANGING,
+    _INDEXING,
     wrote=_is_one,
 )
 
 FAIL_STALLED = _script(
     """
--- A time, then as CHANGE, for a run that gave no sign of life since. Returns whether.
-local before = place()
-if before[1] ~= 'running' or before[3] >= ARGV[2] then return 0 end
+-- A time, and what `change_status` takes, for a run without a sign of life since. Returns whether.
+local run = found()
+if not run or run[STATUS] ~= 'running' then return 0 end
 local signs = redis.call('HMGET', run_key, 'heartbeat_at', 'state_at')
-for i = 1, 2 do
+signs[3] = run[ATTEMPT_STARTED_AT] or run[STARTED_AT]
+for i = 1, 3 do
   if signs[i] and signs[i] >= ARGV[2] then return 0 end
 end
-change(before)
+change_status(run, 3)
 return 1
 """,
+    _RUN,
+    _CHANGING,
+    _INDEXING,
+    _CHANGING_STATUS,
     wrote=_is_one,
+)
+
+ATTEMPTS = _script(
+    """
+-- Returns what the run is; then the number of each attempt that is kept, and the attempt.
+local attempts = {found()}
+if not attempts[1] then return false end
+for number in string.gmatch(redis.call('HGET', run_key, 'attempts') or '', '%d+') do
+  attempts[#attempts + 1] = number
+  attempts[#attempts + 1] = redis.call('HGET', run_key, 'attempt:' .. number)
+end
+return attempts
+""",
+    _RUN,
 )
 
 DELETE = _script(
@@ -192,6 +356,7 @@ if ARGV[2] ~= '' and redis.call('HGET', run_key, 'version') ~= ARGV[2] then retu
 remove(before)
 return 1
 """,
+    _INDEXING,
     wrote=_is_one,
 )
 
@@ -209,6 +374,7 @@ if ARGV[4] ~= '' and ARGV[4] ~= before[2] then return 0 end
 remove(before)
 return 1
 """,
+    _INDEXING,
     wrote=_is_one,
 )
 
@@ -235,52 +401,54 @@ CLEAN = _script(
 local before = place()
 if before[1] and before[3] == ARGV[2] then return end
 for i = 3, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
-"""
+""",
+    _INDEXING,
 )
 
 APPEND = _script(
     """
--- What the step must be or '', its base or '', the mark of the base, the time, the mark, the
--- state. Returns the step; the next step, less than 0, minus 1 if it is not as it must be.
-local next_step = redis.call('HGET', run_key, 'next_step')
-if not next_step then
-  if redis.call('EXISTS', run_key) == 0 then return false end
-  next_step = '0'
+-- The attempt that the run must be running in or '', what the step must be with its base and the
+-- mark of that ('5 4 mark') or '', the mark, the state, and what `change` takes. Returns the
+-- step; the next step, less than 0, minus 1 if it is not as it must be; what the run is if it is
+-- not in that attempt.
+local run = redis.call('HMGET', run_key, 'status', 'attempt', 'next_step')
+if not run[1] then return false end
+if ARGV[2] ~= '' and (run[1] ~= 'running' or run[2] ~= ARGV[2]) then return found() end
+local next_step = run[3] or '0'
+if ARGV[3] ~= '' then
+  local step, base, mark = string.match(ARGV[3], '^(%d+) (%d+) (.*)$')
+  if step ~= next_step or redis.call('HGET', states_key, 'm' .. base) ~= mark then
+    return -1 - next_step
+  end
 end
-if ARGV[2] ~= '' and ARGV[2] ~= next_step then return -1 - next_step end
-if ARGV[3] ~= '' and redis.call('HGET', states_key, 'm' .. ARGV[3]) ~= ARGV[4] then
-  return -1 - next_step
-end
-redis.call('HSET', states_key, next_step, ARGV[7], 'm' .. next_step, ARGV[6])
-redis.call('HSET', run_key, 'next_step', next_step + 1, 'state_at', ARGV[5])
-redis.call('HINCRBY', run_key, 'version', 1)
+store_state(next_step, ARGV[4], ARGV[5])
+change(6)
 return tonumber(next_step)
 """,
-    wrote=_is_a_number,
+    _RUN,
+    _STATES,
+    _CHANGING,
+    wrote=_is_a_step,
 )
 
 APPEND_AT = _script(
     """
--- A first step or '', the step, its base or '', the mark of the base, the time, the mark, the
--- state. Returns the step, as APPEND; with a first step, only to a run without states.
+-- A first step or '', the step, its base or '', the mark of the base, the mark, the state.
+-- Returns the step, as APPEND; with a first step, only to a run without states.
 local next_step = redis.call('HGET', run_key, 'next_step')
 if not next_step and redis.call('EXISTS', run_key) == 0 then return false end
 next_step = next_step or '0'
-if ARGV[2] ~= '' then
-  if next_step ~= '0' then return -1 - next_step end
-  redis.call('HSET', run_key, 'first_step', ARGV[2])
-elseif ARGV[3] ~= next_step then
-  return -1 - next_step
-end
+if (ARGV[2] ~= '' and '0' or ARGV[3]) ~= next_step then return -1 - next_step end
 if ARGV[4] ~= '' and redis.call('HGET', states_key, 'm' .. ARGV[4]) ~= ARGV[5] then
   return -1 - next_step
 end
-redis.call('HSET', states_key, ARGV[3], ARGV[8], 'm' .. ARGV[3], ARGV[7])
-redis.call('HSET', run_key, 'next_step', ARGV[3] + 1, 'state_at', ARGV[6])
+if ARGV[2] ~= '' then redis.call('HSET', run_key, 'first_step', ARGV[2]) end
+store_state(ARGV[3], ARGV[6], ARGV[7])
 redis.call('HINCRBY', run_key, 'version', 1)
 return tonumber(ARGV[3])
 """,
-    wrote=_is_a_number,
+    _STATES,
+    wrote=_is_a_step,
 )
 
 CHAIN = _script(
@@ -369,5 +537,5 @@ end
 redis.call('HINCRBY', run_key, 'version', 1)
 return keep - first
 """,
-    wrote=_is_a_number,
+    wrote=_is_a_step,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from workflow_storage.backends.redis import scripts
 from workflow_storage.backends.redis.repository import (
@@ -11,10 +11,15 @@ from workflow_storage.backends.redis.repository import (
     awaitable,
     blocking,
     call,
-    parsed_mark,
+    checkpoint_of,
 )
 from workflow_storage.backends.redis.writer import RedisStateWriter
-from workflow_storage.base import AbstractExecutionStateRepository, Checkpoint
+from workflow_storage.base import (
+    AbstractExecutionStateRepository,
+    Checkpoint,
+    NodeUsage,
+    Totals,
+)
 from workflow_storage.deltas import History, base_step, is_delta, rebuilt_state, rebuilt_text
 from workflow_storage.exceptions import (
     DamagedStateError,
@@ -47,13 +52,33 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
         store: the server or cluster.
     """
 
-    def save_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+    def save_state(
+        self,
+        run_id: str,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        attempt: int | None = None,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        return self.writer(run_id).save_state(state_data, node_id)
+        writer = self.writer(run_id, attempt=attempt)
+        return writer.save_state(state_data, node_id, totals=totals, **usage)
 
-    async def asave_state(self, run_id: str, state_data: dict[str, Any], node_id: str) -> int:
+    async def asave_state(
+        self,
+        run_id: str,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        attempt: int | None = None,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> int:
         """Async twin of `save_state`."""
-        return await self.writer(run_id).asave_state(state_data, node_id)
+        writer = self.writer(run_id, attempt=attempt)
+        return await writer.asave_state(state_data, node_id, totals=totals, **usage)
 
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
@@ -63,9 +88,9 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
         """Async twin of `append`."""
         return await self.writer(run_id).aappend(checkpoints)
 
-    def writer(self, run_id: str) -> RedisStateWriter:
+    def writer(self, run_id: str, *, attempt: int | None = None) -> RedisStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""
-        return RedisStateWriter(self, self.store, run_id)
+        return RedisStateWriter(self, self.store, run_id, attempt)
 
     def _get_latest_checkpoint(self, run_id: str) -> Operation[Checkpoint | None]:
         return (yield from self._checkpoint(run_id, None))
@@ -100,7 +125,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
                 raise DamagedStateError(run_id, missing, _MISSING)
             return None
         found, mark = chain[:2]
-        return _checkpoint(found, mark, rebuilt_state(run_id, found, _stored_by_step(chain)))
+        return checkpoint_of(found, mark, rebuilt_state(run_id, found, _stored_by_step(chain)))
 
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
@@ -197,12 +222,7 @@ class _Reading:
                 return None
             text = rebuilt_text(self._run_id, step, _stored_by_step(chain))
         state = self._history.state(step, text, rebuilt=text is not stored)
-        return _checkpoint(step, mark, state)
-
-
-def _checkpoint(step: int, mark: bytes, state: dict[str, Any]) -> Checkpoint:
-    node_id, created_at = parsed_mark(mark)
-    return Checkpoint(step=step, node_id=node_id, state_data=state, created_at=created_at)
+        return checkpoint_of(step, mark, state)
 
 
 def _stored_by_step(chain: Sequence[Any]) -> dict[int, bytes]:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from django.utils import timezone
 
 from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.records import read_runs
+from workflow_storage.backends.redis.records import changed, read_runs, refuse
 from workflow_storage.backends.redis.repository import (
     awaitable,
     blocking,
     call,
     new_mark,
-    time_text,
 )
-from workflow_storage.base import Checkpoint, StateWriter
+from workflow_storage.base import Checkpoint, NodeUsage, StateWriter, Totals
 from workflow_storage.deltas import SMALL_STATE, Chain, Link
 from workflow_storage.exceptions import RunNotFoundError, StepConflictError
 from workflow_storage.serialization import state_text
 from workflow_storage.validation import (
     MAX_NODE_ID,
     is_possible_id,
+    valid_attempt,
     valid_checkpoint,
     valid_name,
+    valid_totals,
+    valid_usage,
 )
 
 if TYPE_CHECKING:
@@ -43,43 +45,60 @@ class RedisStateWriter(StateWriter):
     Attributes:
         store: the server or cluster.
         run_id: which run.
+        attempt: the attempt that the run has to be in, and running; None for any.
     """
 
     def __init__(
-        self, states: AbstractExecutionStateRepository, store: RedisStore, run_id: str
+        self,
+        states: AbstractExecutionStateRepository,
+        store: RedisStore,
+        run_id: str,
+        attempt: int | None = None,
     ) -> None:
-        super().__init__(states, run_id)
+        super().__init__(states, run_id, valid_attempt(attempt))
         self.store = store
         self._chain: Chain[bytes] = Chain(run_id)
 
-    def _save_state(self, state_data: dict[str, Any], node_id: str) -> Operation[int]:
+    def _save_state(
+        self,
+        state_data: dict[str, Any],
+        node_id: str,
+        *,
+        totals: Totals | None = None,
+        **usage: Unpack[NodeUsage],
+    ) -> Operation[int]:
         text = state_text(state_data)
         node_id = valid_name("node_id", node_id, MAX_NODE_ID)
+        valid, of_run = valid_usage(usage), valid_totals(totals)
+        if of_run or self.attempt is not None:
+            of_run["current_node"] = node_id
+        noted = changed(of_run)
+        fence = "" if self.attempt is None else self.attempt
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
-        for attempt in itertools.count():
-            if attempt < MAX_BASED:
+        before = self.last_saved
+        for tried in itertools.count():
+            if tried < MAX_BASED:
                 base, stored = yield from self._encoded(text)
             else:
                 base, stored = None, text
             now = timezone.now()
-            mark = new_mark(now, node_id)
+            mark = new_mark(now, node_id, self.attempt, valid)
             # A whole state is good at any step, so another writer is no reason to try again.
-            condition = (
-                ("", "", "")
-                if base is None
-                else (self._chain.next_step, base, self._chain.mark(base))
+            condition = b"" if base is None else self._condition(base)
+            reply = yield call(
+                self.store, scripts.APPEND, self.run_id, fence, condition, mark, stored, *noted
             )
-            step = yield call(
-                self.store, scripts.APPEND, self.run_id, *condition, time_text(now), mark, stored
-            )
-            if step is None:
-                self._chain.forget()
-                raise RunNotFoundError(self.run_id)
-            if step >= 0:
-                self._chain.remember(step, text, mark)
-                return int(step)
+            if isinstance(reply, int) and reply >= 0:
+                self._chain.remember(reply, text, mark)
+                last = self.last_saved
+                # The replies to tasks that save at once come in any order.
+                if last is before or last is None or reply > last[0]:
+                    self.last_saved = reply, text
+                return reply
             self._chain.forget()
+            if not isinstance(reply, int):
+                refuse(self.run_id, reply, attempt=self.attempt)
         raise AssertionError("unreachable")
 
     save_state = blocking(_save_state)
@@ -105,16 +124,14 @@ class RedisStateWriter(StateWriter):
         raise RunNotFoundError(self.run_id)
 
     def _append_one(self, checkpoint: Checkpoint) -> Operation[int]:
-        step, node_id, created_at, text = valid_checkpoint(checkpoint)
+        step, node_id, created_at, text, attempt, usage = valid_checkpoint(checkpoint)
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
-        mark = new_mark(created_at, node_id)
-        for attempt in itertools.count():
+        mark = new_mark(created_at, node_id, attempt, usage)
+        for tried in itertools.count():
             if self._chain.next_step != step:
                 yield from self._reload()
-            base, stored = (
-                (None, text) if attempt >= MAX_BASED else (yield from self._encoded(text))
-            )
+            base, stored = (None, text) if tried >= MAX_BASED else (yield from self._encoded(text))
             next_step = self._chain.next_step or 0
             if next_step not in (0, step):
                 raise StepConflictError(self.run_id, step, next_step)
@@ -128,7 +145,6 @@ class RedisStateWriter(StateWriter):
                 first,
                 step,
                 *condition,
-                time_text(created_at),
                 mark,
                 stored,
             )
@@ -140,6 +156,11 @@ class RedisStateWriter(StateWriter):
                 return int(step)
             self._chain.forget()
         raise AssertionError("unreachable")
+
+    def _condition(self, base: int) -> bytes:
+        """Return what has to be so, for a delta to be what comes next."""
+        mark = self._chain.mark(base) or b""
+        return b"%d %d %b" % (self._chain.next_step or 0, base, mark)
 
     def _encoded(self, text: bytes) -> Operation[tuple[int | None, bytes]]:
         """Return a state as it is stored, with the step that it is based on if it is a delta."""

@@ -41,7 +41,7 @@ class Command(StorageCommand):
         idle = options["idle"]
         runs = backend.runs.list_stalled(idle)
         if not options["dry_run"]:
-            failed = [run.id for run in runs if backend.runs.fail_if_stalled(run.id, idle)]
+            failed = [run.id for run in runs if backend.runs.fail_stalled(idle, run_id=run.id)]
             runs = [run for run in map(backend.runs.get, failed) if run is not None]
         if options["format"] == "json":
             self.stdout.write(as_json([run_as_dict(run) for run in runs]))

@@ -5,21 +5,25 @@ fixture ``backend``, while a repository is being written.
 """
 
 from workflow_storage.testing.runs.adding import AddingContract
+from workflow_storage.testing.runs.attempts import AttemptsContract
 from workflow_storage.testing.runs.changing import ChangingContract
 from workflow_storage.testing.runs.copying import CopyingContract
 from workflow_storage.testing.runs.deleting import DeletingContract
 from workflow_storage.testing.runs.exactness import ExactnessContract
 from workflow_storage.testing.runs.identity import IdentityContract
+from workflow_storage.testing.runs.labels import LabelsContract
 from workflow_storage.testing.runs.listing import ListingContract
 from workflow_storage.testing.runs.stalled import StalledContract
 
 __all__ = [
     "AddingContract",
+    "AttemptsContract",
     "ChangingContract",
     "CopyingContract",
     "DeletingContract",
     "ExactnessContract",
     "IdentityContract",
+    "LabelsContract",
     "ListingContract",
     "RunsContract",
     "StalledContract",
@@ -30,8 +34,10 @@ class RunsContract(
     AddingContract,
     IdentityContract,
     ExactnessContract,
+    LabelsContract,
     ListingContract,
     ChangingContract,
+    AttemptsContract,
     DeletingContract,
     StalledContract,
     CopyingContract,

@@ -44,7 +44,16 @@ class AddingContract:
             "total_tokens": 2**63 - 1,
             "total_cost_usd": 0.1,
             "heartbeat_at": start + timedelta(microseconds=1),
+            "current_node": "ocr",
+            "waiting_for": "approval",
+            "attempt": 2**31 - 1,
+            "attempt_started_at": start + timedelta(microseconds=2),
+            "worker": "host:7",
+            "parent_id": "its-parent",
+            "forked_from_step": 0,
+            "labels": {"tenant": "acme"},
         }
+        assert fields.keys() == {field.name for field in WorkflowRun._meta.concrete_fields}
 
         backend.runs.add(WorkflowRun(**fields))
 
@@ -92,6 +101,15 @@ class AddingContract:
             {"inputs": {("a", "tuple"): 1}},
             {"inputs": {1, 2}},
             {"inputs": Decimal("NaN")},
+            {"current_node": ""},
+            {"current_node": "x" * 129},
+            {"waiting_for": "x" * 257},
+            {"worker": "nul\0"},
+            {"worker": "x" * 129},
+            {"attempt": -1},
+            {"attempt": None},
+            {"attempt": 2**31},
+            {"attempt_started_at": "now"},
         ],
         ids=repr,
     )

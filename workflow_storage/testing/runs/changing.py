@@ -104,20 +104,21 @@ class ChangingContract:
         assert stored.outputs == {"x": 1}
         assert stored.completed_at is not None
         assert before <= stored.completed_at <= timezone.now()
-        assert stored.duration_seconds == (stored.completed_at - start).total_seconds()
+        ran = (stored.completed_at - start).total_seconds()
+        assert stored.duration_seconds == (ran if old == "running" else run.duration_seconds)
 
     @pytest.mark.parametrize(("old", "new"), list(itertools.product(TERMINAL, NOT_TERMINAL)))
-    def test_leaving_a_terminal_status_clears_its_times(
+    def test_leaving_a_terminal_status_clears_its_end_and_keeps_its_duration(
         self, backend: StorageBackend, old: RunStatus, new: RunStatus
     ) -> None:
-        run = stored_run(backend, status=old)
+        run = stored_run(backend, status=old, duration_seconds=2.5)
 
         backend.runs.update_status(run.id, new)
 
         stored = read_run(backend, run)
         assert stored.status == new
         assert stored.completed_at is None
-        assert stored.duration_seconds is None
+        assert stored.duration_seconds == 2.5
 
     @against_the_store
     @given(
@@ -128,7 +129,7 @@ class ChangingContract:
         self, backend: StorageBackend, start: datetime, seconds: float
     ) -> None:
         completed = start + timedelta(seconds=seconds)
-        run = stored_run(backend, started_at=start)
+        run = stored_run(backend, status="running", started_at=start)
 
         backend.runs.update_status(run.id, "completed", completed_at=completed)
 
@@ -137,7 +138,7 @@ class ChangingContract:
         assert stored.duration_seconds == (completed - start).total_seconds()
 
     def test_update_status_takes_given_times(self, backend: StorageBackend) -> None:
-        run = stored_run(backend)
+        run = stored_run(backend, status="running")
         completed = run.started_at + timedelta(seconds=5)
 
         backend.runs.update_status(
@@ -147,6 +148,16 @@ class ChangingContract:
         stored = read_run(backend, run)
         assert stored.completed_at == completed
         assert stored.duration_seconds == 2.5
+
+    def test_a_duration_of_none_is_computed(self, backend: StorageBackend) -> None:
+        run = stored_run(backend, status="running")
+        completed = run.started_at + timedelta(seconds=5)
+
+        backend.runs.update_status(
+            run.id, "completed", completed_at=completed, duration_seconds=None
+        )
+
+        assert read_run(backend, run).duration_seconds == 5.0
 
     def test_update_status_refuses_result_times_of_a_run_that_goes_on(
         self, backend: StorageBackend

@@ -5,13 +5,14 @@ Run by `RunsContract`, or alone.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from workflow_storage import Checkpoint, RunStatus, StorageBackend
+from workflow_storage import Checkpoint, RunStatus, StatusConflictError, StorageBackend
 from workflow_storage.testing.sample_runs import (
     STATUSES,
     ids,
@@ -20,6 +21,7 @@ from workflow_storage.testing.sample_runs import (
     read_run,
     stored_run,
 )
+from workflow_storage.testing.threads import in_threads
 
 
 class StalledContract:
@@ -86,7 +88,7 @@ class StalledContract:
         assert "no sign of life for more than 1:00:00" in stored.error_message
         assert read_run(backend, alive).status == "running"
 
-    def test_fail_stalled_measures_a_run_that_had_a_duration(self, backend: StorageBackend) -> None:
+    def test_fail_stalled_adds_to_the_duration_of_a_run(self, backend: StorageBackend) -> None:
         start = timezone.now() - timedelta(hours=2)
         run = new_run(status="running", started_at=start, heartbeat_at=start, duration_seconds=5.0)
         backend.runs.put(run)
@@ -95,37 +97,113 @@ class StalledContract:
 
         failed = read_run(backend, run)
         assert failed.completed_at is not None
-        assert failed.duration_seconds == pytest.approx(7200, abs=60)
+        assert failed.duration_seconds == pytest.approx(7205, abs=60)
 
-    def test_fail_stalled_keeps_the_result_of_a_run_that_finishes_meanwhile(
-        self, backend: StorageBackend, monkeypatch: pytest.MonkeyPatch
+    def test_fail_stalled_of_one_run_leaves_the_others(self, backend: StorageBackend) -> None:
+        old = timezone.now() - timedelta(hours=2)
+        run, other = (stored_run(backend, status="running", started_at=old) for _ in "ab")
+        alive = stored_run(backend, status="running")
+        hour = timedelta(hours=1)
+
+        for run_id in (alive.id, "gone", "impossible\0", "x" * 37):
+            assert backend.runs.fail_stalled(hour, run_id=run_id) == 0
+        assert backend.runs.fail_stalled(hour, run_id=run.id) == 1
+        assert backend.runs.fail_stalled(hour, run_id=run.id) == 0
+
+        assert read_run(backend, run).status == "failed"
+        assert ids(backend.runs.list_stalled(hour)) == [other.id]
+
+    def test_fail_stalled_fails_any_number_of_runs(self, backend: StorageBackend) -> None:
+        old = timezone.now() - timedelta(hours=2)
+        for number in range(210):
+            stored_run(backend, status="running", started_at=old - timedelta(seconds=number))
+
+        assert backend.runs.fail_stalled(timedelta(hours=1)) == 210
+
+        assert backend.runs.count_runs(status="failed") == 210
+
+    def test_the_start_of_the_attempt_is_the_sign_of_life_not_that_of_the_run(
+        self, backend: StorageBackend
+    ) -> None:
+        now, hours = timezone.now(), timedelta(hours=1)
+        resumed = new_run(status="running", started_at=now - 9 * hours, attempt_started_at=now)
+        # The clock went back after it was added.
+        early = new_run(
+            status="running", started_at=now + 2 * hours, attempt_started_at=now - 2 * hours
+        )
+        for run in (resumed, early):
+            backend.runs.put(run)
+
+        assert ids(backend.runs.list_stalled(hours)) == [early.id]
+        assert backend.runs.fail_stalled(hours) == 1
+        stored = read_run(backend, early)
+        assert stored.status == "failed"
+        assert stored.completed_at == stored.started_at
+        assert stored.duration_seconds == pytest.approx(7200, abs=60)
+
+    def test_an_attempt_that_stalled_is_listed_with_its_error(
+        self, backend: StorageBackend
     ) -> None:
         old = timezone.now() - timedelta(hours=2)
-        run = stored_run(backend, status="running", started_at=old)
-        deleted = stored_run(backend, status="running", started_at=old)
-        stalled = backend.runs.list_stalled(timedelta(hours=1))
-        monkeypatch.setattr(backend.runs, "list_stalled", lambda idle: stalled)
-        backend.runs.update_status(run.id, "completed", outputs="result")
-        backend.runs.delete(deleted.id)
+        run = stored_run(backend, status="running", started_at=old, worker="gone:1")
+        backend.runs.fail_stalled(timedelta(hours=1))
+        backend.runs.update_status(run.id, "running")
 
-        assert backend.runs.fail_stalled(timedelta(hours=1)) == 0
+        stalled, current = backend.runs.list_attempts(run.id)
 
-        stored = read_run(backend, run)
-        assert (stored.status, stored.outputs) == ("completed", "result")
+        assert (stalled.status, stalled.worker, stalled.started_at) == ("failed", "gone:1", old)
+        assert stalled.error_message is not None
+        assert "no sign of life for more than 1:00:00" in stalled.error_message
+        assert (current.number, current.status) == (2, "running")
 
-    def test_fail_stalled_leaves_a_run_that_gives_a_sign_of_life_meanwhile(
-        self, backend: StorageBackend, monkeypatch: pytest.MonkeyPatch
+    def test_a_run_that_finishes_while_it_is_failed_is_one_or_the_other(
+        self, backend: StorageBackend
+    ) -> None:
+        runs = [stored_run(backend, status="running") for _ in range(60)]
+        idle = timedelta(0)
+
+        def work(number: int) -> int:
+            if number == 0:
+                return sum(backend.runs.fail_stalled(idle) for _ in range(10))
+            for run in runs[number - 1 :: 2]:
+                with suppress(StatusConflictError):
+                    backend.runs.update_status(run.id, "completed", attempt=1, outputs="result")
+            return 0
+
+        failed, *_ = in_threads(3, work)
+
+        ended = [read_run(backend, run) for run in runs]
+        assert failed == [run.status for run in ended].count("failed")
+        assert {(run.status, run.outputs) for run in ended} <= {
+            ("completed", "result"),
+            ("failed", None),
+        }
+        assert all(run.attempt == 1 for run in ended)
+
+    def test_a_run_that_gives_signs_of_life_is_not_failed_meanwhile(
+        self, backend: StorageBackend
     ) -> None:
         old = timezone.now() - timedelta(hours=2)
         beating, saving = (stored_run(backend, status="running", started_at=old) for _ in "ab")
-        stalled = backend.runs.list_stalled(timedelta(hours=1))
-        monkeypatch.setattr(backend.runs, "list_stalled", lambda idle: stalled)
         backend.runs.heartbeat(beating.id)
         backend.states.save_state(saving.id, {}, "node")
 
-        assert backend.runs.fail_stalled(timedelta(hours=1)) == 0
+        def work(number: int) -> int:
+            for turn in range(30):
+                if number == 0:
+                    assert backend.runs.fail_stalled(timedelta(minutes=1)) == 0
+                elif turn % 2:
+                    backend.runs.heartbeat(beating.id, attempt=1)
+                else:
+                    backend.states.save_state(saving.id, {}, "node", attempt=1)
+            return backend.runs.count_runs(status="running")
+
+        assert in_threads(2, work) == [2, 2]
 
     @pytest.mark.parametrize("idle", [60, None, timedelta(seconds=-1), timedelta.max])
     def test_list_stalled_takes_a_timedelta(self, backend: StorageBackend, idle: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="Pass a timedelta"):
             backend.runs.list_stalled(idle)
+        for run_id in (None, "gone"):
+            with pytest.raises((TypeError, ValueError), match="Pass a timedelta"):
+                backend.runs.fail_stalled(idle, run_id=run_id)

@@ -1,0 +1,189 @@
+"""The rows of the runs, their labels and their attempts: the statements of the repository."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import IntegrityError
+from django.db.models import (
+    Case,
+    DurationField,
+    ExpressionWrapper,
+    F,
+    FloatField,
+    Func,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+    When,
+)
+from django.db.models.functions import Coalesce, Greatest
+
+from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm.errors import conflict
+from workflow_storage.backends.orm.repository import Database
+from workflow_storage.base import Attempt
+from workflow_storage.models import WorkflowRun, WorkflowRunAttempt, WorkflowRunLabel
+from workflow_storage.status import RunStatus
+from workflow_storage.validation import stalled_before
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from workflow_storage.attempts import StatusChange
+    from workflow_storage.backends.orm.conditions import Condition
+
+
+class RunRows(Database):
+    """The runs in a database."""
+
+    @property
+    def labels(self) -> QuerySet[WorkflowRunLabel]:
+        """The rows of all labels."""
+        return WorkflowRunLabel._base_manager.using(self.alias)
+
+    @property
+    def attempts(self) -> QuerySet[WorkflowRunAttempt]:
+        """The rows of all attempts that are over."""
+        return WorkflowRunAttempt._base_manager.using(self.alias)
+
+    def insert(self, fields: dict[str, Any], attempts: Iterable[Attempt] = ()) -> None:
+        """Insert a run with its labels and the attempts that are over.
+
+        Raises:
+            IntegrityError: if its id is taken.
+        """
+        attempts = list(attempts)
+        if not fields["labels"] and not attempts:
+            with self.one_statement():
+                self.run_queries.insert(**fields)
+            return
+        with self.transaction():
+            self.run_queries.insert(**fields)
+            self.insert_labels(fields["id"], fields["labels"], fields["started_at"])
+            self.insert_attempts(fields["id"], attempts)
+
+    def change_status(
+        self, run_id: str, change: StatusChange, conditions: Sequence[Condition]
+    ) -> bool:
+        """Carry out a change of status if a run meets some conditions, in one statement.
+
+        Returns:
+            Whether it did.
+        """
+        changes: dict[str, Any] = {**change.fields}
+        if not change.sets_duration:
+            changes["duration_seconds"] = _DURATION
+        if change.status.is_terminal:
+            changes["completed_at"] = _COMPLETED_AT
+        if change.is_beginning:
+            changes["attempt"] = F("attempt") + 1
+        return self.change(run_id, changes, conditions, at=change.at)
+
+    def change(
+        self,
+        run_id: str,
+        changes: Mapping[str, Any],
+        conditions: Sequence[Condition],
+        **parameters: Any,
+    ) -> bool:
+        """Change columns of a run, and the rows of its labels; see `update_run`."""
+        labels = changes.get("labels")
+        if labels is None:
+            with self.one_statement():
+                return self.update_run(run_id, changes, conditions, **parameters)
+        with self.transaction():
+            changed = self.update_run(run_id, changes, conditions, **parameters)
+            if changed:
+                self.replace_labels(run_id, labels)
+            return changed
+
+    def insert_labels(self, run_id: str, labels: Mapping[str, str], started_at: datetime) -> None:
+        """Insert the rows of the labels of a run."""
+        self.labels.bulk_create(
+            WorkflowRunLabel(run_id=run_id, name=name, value=value, started_at=started_at)
+            for name, value in labels.items()
+        )
+
+    def replace_labels(self, run_id: str, labels: Mapping[str, str]) -> None:
+        """Let the rows of the labels of a run, which is locked, be these."""
+        self.labels.filter(run_id=run_id).delete()
+        for started_at in self.run(run_id).values_list("started_at", flat=True):
+            self.insert_labels(run_id, labels, started_at)
+
+    def insert_attempts(self, run_id: str, attempts: Iterable[Attempt]) -> None:
+        """Insert the rows of attempts that are over, unless they are there."""
+        rows = [WorkflowRunAttempt(run_id=run_id, **attempt._asdict()) for attempt in attempts]
+        kept = set(self.attempts.filter(run_id=run_id).values_list("number", flat=True))
+        self.attempts.bulk_create(row for row in rows if row.number not in kept)
+
+    def attempts_of(self, run_id: str) -> list[Attempt]:
+        """Return the attempts of a run that are over, oldest first."""
+        rows = self.attempts.filter(run_id=run_id).order_by("number")
+        return [Attempt(*row) for row in rows.values_list(*Attempt._fields)]
+
+    def stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
+        """Return the running runs without a sign of life for longer."""
+        cutoff = stalled_before(idle)
+        newest_state = self.states.filter(run_id=OuterRef("pk")).order_by("-step")
+        return (
+            self.runs.filter(status=RunStatus.RUNNING)
+            .filter(
+                Q(attempt_started_at__lt=cutoff)
+                | Q(attempt_started_at__isnull=True, started_at__lt=cutoff)
+            )
+            .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
+            .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
+            .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
+        )
+
+    def delete(self, run_ids: list[str]) -> None:
+        """Delete runs, which are locked, with all that belongs to them."""
+        has_snapshot = self.has_snapshot
+        try:
+            for rows in (self.labels, self.attempts, self.states):
+                rows.filter(run_id__in=run_ids).delete()
+            self.runs.filter(pk__in=run_ids).only("pk").delete()
+            if has_snapshot:
+                # Rows that were added since then would make the caller's COMMIT fail.
+                self.check_references(WorkflowRun)
+        except IntegrityError as exc:
+            if has_snapshot:
+                raise conflict(self.alias, exc) from exc
+            raise
+
+
+class _Seconds(Func):
+    """A DurationField expression as seconds."""
+
+    output_field = FloatField()
+    arity = 1
+    # Where durations are no type of their own, Django computes microseconds.
+    template = "(%(expressions)s) / 1e6"
+
+    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
+        return self.as_sql(
+            compiler, connection, template="EXTRACT(EPOCH FROM %(expressions)s)::double precision"
+        )
+
+
+_AT = Parameter("at", WorkflowRun._meta.get_field("completed_at"))
+# A clock may have gone back.
+_COMPLETED_AT = Greatest(_AT, F("started_at"))
+_SINCE_BEGINNING = _Seconds(
+    ExpressionWrapper(
+        _AT - Coalesce(F("attempt_started_at"), F("started_at")), output_field=DurationField()
+    )
+)
+_DURATION = Case(
+    When(
+        status=RunStatus.RUNNING.value,
+        then=Coalesce(F("duration_seconds"), Value(0.0))
+        + Greatest(_SINCE_BEGINNING, Value(0.0), output_field=FloatField()),
+    ),
+    default=F("duration_seconds"),
+    output_field=FloatField(),
+)
