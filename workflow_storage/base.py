@@ -536,7 +536,8 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
 
         Args:
             run_id: which run.
-            attempt: append only while the run is running, in this attempt.
+            attempt: save states only while the run is running, in this attempt; what is copied with
+                `append` brings its own attempts, and is not conditional.
         """
         return StateWriter(self, run_id, attempt)
 
