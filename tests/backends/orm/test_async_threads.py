@@ -73,11 +73,11 @@ class TestBesideEachOther:
         with server.locked_run(locked.id) as release:
             asyncio.run(asyncio.wait_for(use(release), timeout=60))
 
+    # How many there are at a time is asked of PostgreSQL.
+    @pytest.mark.parametrize("server_url", ["postgres"], indirect=True)
     def test_200_saves_at_once_take_no_more_sessions_than_configured(
         self, open_with, server, request
     ):
-        if not server.is_postgres:
-            pytest.skip("how many there are at a time is asked of PostgreSQL")
         backend = open_with(async_connections=3)
         runs = [run_of(backend).id for _ in range(10)]
         server.wait_for_sessions(0)
@@ -309,9 +309,8 @@ class TestNothingLeftBehind:
             loop.close()
         server.wait_for_sessions(0)
 
+    @pytest.mark.parametrize("server_url", ["postgres"], indirect=True)  # which Django pools
     def test_those_of_a_pool_go_back_after_each_call(self, backend, server, monkeypatch):
-        if not server.is_postgres:
-            pytest.skip("Django has pools for PostgreSQL")
         settings = connections[backend.alias].settings_dict
         pool = {"min_size": 0, "max_size": 1, "timeout": 20}
 

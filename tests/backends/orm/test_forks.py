@@ -201,9 +201,8 @@ def test_in_the_middle_of_the_parents_transaction_a_child_is_refused_and_changes
     assert run_script(script, url) == "done\n"
 
 
+@pytest.mark.parametrize("url", ["postgres", "postgres with a pool", "mysql"], indirect=True)
 def test_after_the_block_is_left_a_child_can_work_on_a_server(url):
-    if url.startswith("sqlite"):
-        pytest.skip("its locks cannot be given back; see the next test")
     script = """
         backend = create_storage_backend(url)
         children = []
