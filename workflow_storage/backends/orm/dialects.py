@@ -221,7 +221,7 @@ _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 
 @contextmanager
-def _as_it_is(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def _in_a_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     with transaction.atomic(using=connection.alias):
         yield
 
@@ -359,12 +359,6 @@ def _take_inherited_locks(connection: BaseDatabaseWrapper) -> None:
 
 
 @contextmanager
-def _by_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    with transaction.atomic(using=connection.alias):
-        yield
-
-
-@contextmanager
 def _by_advisory_lock(connection: BaseDatabaseWrapper) -> Iterator[None]:
     with transaction.atomic(using=connection.alias):
         with connection.cursor() as cursor:
@@ -403,8 +397,8 @@ def _by_locking_the_file(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 _OTHER = Dialect(
     cause=_no_cause,
-    migration_lock=_by_transaction,
-    read_committed=_as_it_is,
+    migration_lock=_in_a_transaction,
+    read_committed=_in_a_transaction,
     impatient=_as_patient_as_ever,
 )
 _DIALECTS = {
@@ -435,7 +429,7 @@ _DIALECTS = {
     "sqlite": Dialect(
         cause=_sqlite_cause,
         migration_lock=_by_locking_the_file,
-        read_committed=_as_it_is,
+        read_committed=_in_a_transaction,
         lock_timeout="OPTIONS['timeout']",
         gives_ids_again=True,
         impatient=_with_busy_timeout,
