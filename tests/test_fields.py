@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from django.core.management import call_command
 from django.db import NotSupportedError, connections
 from django.db.models import Count
 from hypothesis import given
@@ -124,8 +125,40 @@ def test_runs_can_be_made_distinct_and_grouped(runs, sql_backend):
 
 
 def test_saving_what_is_not_json_names_the_field(runs):
-    with pytest.raises(ValueError, match="outputs is not JSON: Out of range float"):
+    with pytest.raises(ValueError, match="outputs is not JSON: it is nan"):
         WorkflowRun(workflow_name="x", outputs=float("nan")).save(using=runs.db)
+
+
+AS_TEXT = {"JSON text, for it holds a lone surrogate": '"\\ud800"'}
+
+
+@pytest.mark.parametrize("file_format", ["json", "jsonl", "xml"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": ["\ud800"], "\udfff": "\ud83d\ude00", "é": "\\ud800"},
+        "\udc00",
+        AS_TEXT,
+        {"deep": AS_TEXT},
+        {next(iter(AS_TEXT)): "no JSON"},
+        json.dumps(AS_TEXT),
+        "plain é",
+    ],
+    ids=ascii,
+)
+def test_dumpdata_and_loaddata_keep_lone_surrogates(sql_backend, tmp_path, file_format, value):
+    alias = sql_backend.runs.alias
+    run = stored_run(sql_backend, inputs=value, labels={"a": "b"})
+    sql_backend.states.save_state(run.id, {"x": "\ud800"}, "node")
+    path = tmp_path / f"runs.{file_format}"
+    options = {"database": alias, "verbosity": 0}
+
+    call_command("dumpdata", "workflow_storage", output=str(path), format=file_format, **options)
+    sql_backend.runs.delete(run.id)
+    call_command("loaddata", str(path), **options)
+
+    assert json.dumps(sql_backend.runs.get(run.id).inputs) == json.dumps(value)
+    assert sql_backend.states.get_latest_state(run.id) == {"x": "\ud800"}
 
 
 @against_the_store

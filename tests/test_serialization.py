@@ -2,13 +2,17 @@
 
 import collections
 import dataclasses
+import decimal
 import enum
 import json
+import re
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, RootModel, SecretStr
 
 from workflow_storage.serialization import dump_json, dump_state, load_json, load_rebuilt
 from workflow_storage.testing import json_values, nested
@@ -95,7 +99,7 @@ class Point:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), Point(1), b"x", {1}, object()], ids=type
+    "value", [float("nan"), float("inf"), Point, b"x", {1}, object()], ids=type
 )
 def test_what_json_has_no_form_for_is_refused_beside_nulls_too(value):
     for document in (value, [None, value], {"null": None, "value": {"x": value}}):
@@ -118,9 +122,149 @@ class Reading(BaseModel):
     value: float
 
 
-def test_nan_in_a_model_is_refused_like_any_other():
-    with pytest.raises(ValueError, match="Out of range float"):
-        dump_json({"reading": Reading(value=float("nan"))})
+class Tool(BaseModel):
+    name: str
+
+
+class Search(Tool):
+    engine: str
+    weight: Annotated[float, PlainSerializer(lambda value: f"{value:.1f}")] = 1
+
+
+class Agent(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    tool: Tool
+    tools: list[Tool] = []
+    by_name: dict[str, Tool] = {}
+    memory: Any = None
+
+
+class Tools(RootModel[list[Tool]]):
+    pass
+
+
+@dataclasses.dataclass
+class Plan:
+    tool: Tool
+    limit: decimal.Decimal = decimal.Decimal("1.10")
+
+
+SEARCH = Search(name="s", engine="e")
+SEARCHED = {"name": "s", "engine": "e", "weight": "1.0"}
+
+
+@pytest.mark.parametrize("beside", [1, 10**40], ids=["by orjson", "by json"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            Agent(tool=SEARCH, tools=[SEARCH], by_name={"s": SEARCH}),
+            {"tool": SEARCHED, "tools": [SEARCHED], "by_name": {"s": SEARCHED}, "memory": None},
+        ),
+        (Tools([SEARCH]), [SEARCHED]),
+        (Plan(SEARCH), {"tool": SEARCHED, "limit": "1.10"}),
+        (
+            Agent(tool=SEARCH, memory={"nested": [Plan(SEARCH)]}),
+            {
+                "tool": SEARCHED,
+                "tools": [],
+                "by_name": {},
+                "memory": {"nested": [{"tool": SEARCHED, "limit": "1.10"}]},
+            },
+        ),
+    ],
+    ids=["model", "root model", "dataclass", "model in a dict of a model"],
+)
+def test_models_and_dataclasses_keep_the_fields_of_the_classes_that_they_really_are(
+    value, expected, beside
+):
+    assert load_json(dump_json({"value": [value, beside]})) == {"value": [expected, beside]}
+
+
+class Login(BaseModel):
+    user_name: str = Field(alias="userName")
+    password: SecretStr
+
+
+def test_aliases_and_secrets_come_back_as_the_docstring_says():
+    read = load_json(dump_json(Login(userName="me", password="hush")))
+
+    assert read == {"userName": "me", "password": "**********"}
+    assert Login.model_validate(read).user_name == "me"
+
+
+NAN, NUMBERS = float("nan"), "JSON has no such number: write None, or leave it out."
+PAIRS = [(1, "1"), (None, "null"), (True, "true"), (False, "false"), (1.5, "1.5"), (1e23, "1e+23")]
+
+
+@pytest.mark.parametrize("beside", [1, 10**40, "\ud800"], ids=ascii)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_keys_that_are_one_in_json_are_refused_at_any_depth(pair, beside):
+    for keys in (pair, pair[::-1]):
+        colliding = dict.fromkeys(keys, 0)
+        with pytest.raises(ValueError, match=re.escape(f"a[1].b has the keys {keys[0]!r} and ")):
+            dump_json({"x": beside, "a": [0, {"b": colliding}]})
+    assert load_json(dump_json([{pair[0]: 0}, {pair[1]: 0}])) == [{pair[1]: 0}] * 2
+
+
+@pytest.mark.parametrize("pair", [(1, "1"), (None, "None"), (True, "true")], ids=str)
+def test_keys_that_are_one_in_the_json_of_a_model_are_refused(pair):
+    agent = Agent(tool=SEARCH, memory=[{"x": dict.fromkeys(pair, 0)}])
+    with pytest.raises(ValueError, match=r"agents\[0\] holds a dict with the keys"):
+        dump_json({"agents": [agent]})
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), [float("-inf")], {"x": (NAN,)}, {NAN}])
+def test_nan_in_a_model_is_refused_like_any_other(value):
+    with pytest.raises(ValueError, match="agent holds NaN or an infinity"):
+        dump_json({"agent": Agent(tool=SEARCH, memory=value)})
+    with pytest.raises(ValueError, match="reading"):
+        dump_json({"reading": Reading(value=NAN)})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1, 2}, "it is a set. Write sorted(value), or list(value)."),
+        (
+            {"messages": [0, {"tools": b"x"}]},
+            "messages[1].tools is a bytes. Write base64.b64encode(value).decode(), or store it "
+            "elsewhere and write where.",
+        ),
+        ({"n": np.arange(2)}, "n is a numpy.ndarray. Write value.tolist()."),
+        ({"n": [np.int64(1)]}, "n[0] is a numpy.int64. Write value.tolist()."),
+        (
+            {"a b": {"c": object()}},
+            "['a b'].c is a object. Convert it to dicts, lists, strings or numbers first.",
+        ),
+        ({"x": [NAN]}, f"x[0] is nan. {NUMBERS}"),
+        ({"x": {1: decimal.Decimal("-Infinity")}}, f"x['1'] is -Infinity. {NUMBERS}"),
+        (
+            {"x": {("a", 1): 2}},
+            "x has the key ('a', 1), which is a tuple. Use text, such as str(key).",
+        ),
+        ({"x": {NAN: 2}}, "x has the key nan, which has no JSON form. Use text, such as str(key)."),
+        (
+            {"agent": Agent(tool=SEARCH, memory=object())},
+            "agent is a tests.test_serialization.Agent that pydantic cannot write: Unable to "
+            "serialize unknown type: <class 'object'>",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_what_has_no_json_form_is_named_by_path_and_type_with_advice(value, message):
+    for dump in (dump_json, dump_state):
+        with pytest.raises((TypeError, ValueError)) as error:
+            dump(value)
+        assert str(error.value) == message
+
+
+def test_a_value_that_holds_itself_is_refused():
+    value = {}
+    value["itself"] = [value]
+    with pytest.raises(ValueError, match="Circular"):
+        dump_json(value)
 
 
 def test_too_deep_a_value_is_a_value_error():

@@ -440,8 +440,9 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
 
         Args:
             run_id: which run.
-            state_data: a dict of JSON values, or of dates, times, Decimals, UUIDs and
-                pydantic models, which come back in their JSON form.
+            state_data: a dict of JSON values, or of dates, times, Decimals, UUIDs,
+                dataclasses and pydantic models, which come back in their JSON form; see
+                `workflow_storage.serialization.dump_json`.
             node_id: the node after which the state is this; 1 to 128 characters.
             attempt: append it only if the run is running, in this attempt.
             totals: what the totals of the run are from now on, stored with the checkpoint or not
@@ -455,8 +456,8 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
             RunNotFoundError: if there is no such run.
             RunLostError: if the run is not running in that attempt.
             InvalidPayloadError: (a TypeError) unless `state_data` is a dict of JSON values.
-            InvalidFieldError: (a ValueError) for NaN or an infinity in it, or a
-                `node_id` that is too long.
+            InvalidFieldError: (a ValueError) for NaN or an infinity in it, two keys that are one
+                in JSON, or a `node_id` that is too long.
         """
 
     asave_state = async_twin(save_state)

@@ -8,13 +8,14 @@ by code point.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
 from workflow_storage.exceptions import StorageError
-from workflow_storage.serialization import dump_json, load_json, payload_json
+from workflow_storage.serialization import dump_json, is_utf8, load_json, payload_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,19 @@ class ExactJSONField(_ByteForByte, _JSONField):
         except ValueError as exc:
             raise StorageError(f"{self.name} cannot be read: {exc}") from exc
 
+    def value_to_string(self, obj: models.Model) -> Any:
+        """Return a value as ``dumpdata`` writes it, without escapes.
+
+        UTF-8 has no form for a lone surrogate; a document that holds one is written as its text.
+        """
+        value = self.value_from_object(obj)
+        is_plain = is_utf8(value) and _loaded(value) is value
+        return value if is_plain else {_TEXT: dump_json(value)}
+
+    def to_python(self, value: Any) -> Any:
+        """Return a value as ``loaddata`` reads it."""
+        return _loaded(value)
+
     def get_transform(self, lookup_name: str) -> Any:
         return _on_document(super().get_transform(lookup_name))
 
@@ -107,6 +121,25 @@ class ExactJSONField(_ByteForByte, _JSONField):
         lookup = super().get_lookup(lookup_name)
         # NULL is a property of the column, not of the document in it.
         return lookup if lookup_name == "isnull" else _on_document(lookup)
+
+
+_TEXT = "JSON text, for it holds a lone surrogate"
+
+
+def _loaded(value: Any) -> Any:
+    """Return what a value stands for in a file of ``dumpdata``; the value itself, if just that."""
+    try:
+        if isinstance(value, str) and _TEXT in value:  # from XML, still to be parsed
+            document = load_json(value)
+            loaded = _loaded(document)
+            return value if loaded is document else json.dumps(loaded)
+        if isinstance(value, dict) and value.keys() == {_TEXT}:
+            loaded = load_json(value[_TEXT])
+            # Of those that forms and scripts give, too, only what is written so is meant so.
+            return value if is_utf8(loaded) and _loaded(loaded) is loaded else loaded
+    except (TypeError, ValueError):
+        pass
+    return value
 
 
 class _DocumentField(_JSONField):

@@ -1,12 +1,14 @@
 """Any JSON value, exactly, as text; for the fields, the backends and whoever checks a payload.
 
 What comes out of `dump_json` is held unchanged by every database, and `load_json` reads it back
-equal to what the json module would give.
+equal to what the json module would give. What has no JSON form is named by its path.
 """
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -15,22 +17,55 @@ from uuid import UUID
 
 import orjson
 from pydantic import BaseModel
-from pydantic_core import from_json, to_jsonable_python
+from pydantic_core import (
+    PydanticSerializationError,
+    SchemaSerializer,
+    from_json,
+    to_jsonable_python,
+)
+from pydantic_core.core_schema import any_schema
 
 from workflow_storage.exceptions import InvalidFieldError, InvalidPayloadError
 
 _T = TypeVar("_T")
 
 # datetime is a date.
-_WITH_JSON_FORM = (date, time, timedelta, Decimal, UUID, Enum, BaseModel)
+_WITH_JSON_FORM = (date, time, timedelta, Decimal, UUID, Enum)
+
+_to_python = SchemaSerializer(any_schema()).to_python
 
 
 def _json_form(value: object) -> Any:
+    """Return what stands for a value in JSON, where that is another value.
+
+    Raises:
+        TypeError, ValueError: that go on from the place of the value: "is a set. …".
+    """
     if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"Out of range Decimal values are not JSON compliant: {value}")
+        raise ValueError(f"is {value}. {_ADVICE_ON_NUMBERS}")
     if isinstance(value, _WITH_JSON_FORM):
         return to_jsonable_python(value)
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    if isinstance(value, BaseModel) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    ):
+        return _form_of_model(value)
+    raise TypeError(f"is a {_name_of(value)}. {_advice_on(value)}")
+
+
+def _form_of_model(model: object) -> Any:
+    # A value can be of a subclass of what its field is annotated with; the fields that it really
+    # has are kept.
+    try:
+        form = to_jsonable_python(model, polymorphic_serialization=True)
+        fields = _to_python(model, polymorphic_serialization=True)
+    except (PydanticSerializationError, UnicodeDecodeError) as exc:
+        raise TypeError(f"is a {_name_of(model)} that pydantic cannot write: {exc}") from exc
+    if not _has_only_text_keys(fields):
+        for keys in _colliding_keys(fields, _key_in_model):
+            raise ValueError(f"holds a dict with {_as_one(*keys)}")
+    if _may_hold_nan(form) and (_holds_nan(form) or _has_lost_nan(fields, form)):
+        raise ValueError(f"holds NaN or an infinity. {_ADVICE_ON_NUMBERS}")
+    return form
 
 
 _encoder, _ascii_encoder = (
@@ -43,6 +78,7 @@ _encoder, _ascii_encoder = (
 _ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 _WITHOUT_NAN = frozenset({str, int, bool, type(None)})
+_SCALARS = _WITHOUT_NAN | {float}
 
 _BY_ORJSON = b" "
 """Ends a state that orjson wrote, and so can read exactly; it is white space to JSON."""
@@ -57,16 +93,21 @@ def dump_json(value: object) -> str:
     escaped as a whole. NUL is always escaped (``\u0000``), as JSON demands.
 
     Args:
-        value: JSON values, and dates, times, timedeltas, Decimals, UUIDs, enumerations and
-            pydantic models, which are written in their JSON form (ISO 8601 or plain
-            strings, values, objects) and so come back as strings and dicts.
+        value: JSON values, and dates, times, timedeltas, Decimals, UUIDs, enumerations,
+            dataclasses and pydantic models, which are written in their JSON form (ISO 8601 or
+            plain strings, values, objects) and so come back as strings and dicts. A model has
+            the fields of the class that it really is, also where a field is annotated with a
+            base class. They are called by their aliases, if they have any, so that
+            ``Model.model_validate`` reads what comes back. A ``SecretStr`` comes back as
+            ``**********``: what it hides is not stored.
 
     Returns:
         JSON text, encodable as UTF-8, without NUL characters.
 
     Raises:
         TypeError: if a value or a key has no JSON form.
-        ValueError: for NaN, an infinity, a circular reference, or nesting too deep.
+        ValueError: for NaN, an infinity, two keys that are one in JSON (``1`` and ``"1"``), a
+            circular reference, or nesting too deep.
     """
     text = _by_orjson(value)
     return _by_json(value) if text is None else text.decode()
@@ -96,7 +137,7 @@ def _by_orjson(value: object) -> bytes | None:
     if isinstance(value, float):
         return None
     try:
-        text = orjson.dumps(value, option=_ORJSON_OPTIONS)
+        text = orjson.dumps(value, default=_json_form, option=_ORJSON_OPTIONS)
     except TypeError:
         return None
     # Prose about data is full of the word, but looking closer takes longer than looking in
@@ -118,15 +159,31 @@ def _holds_nan(value: object) -> bool:
                 return True
         elif isinstance(item, dict):
             rest.extend(item.values())
-        elif isinstance(item, list | tuple):
+        elif isinstance(item, list | tuple | set | frozenset):
             rest.extend(item)
         elif isinstance(item, Enum):
             rest.append(item.value)
     return False
 
 
+def _has_lost_nan(fields: object, form: object) -> bool:
+    """Whether pydantic has made null of NaN or an infinity, as it does unless it is told."""
+    rest = [(fields, form)]
+    while rest:
+        value, written = rest.pop()
+        if isinstance(value, dict) and isinstance(written, dict):
+            rest.extend(zip(value.values(), written.values(), strict=False))
+        elif isinstance(written, list) and isinstance(value, list | tuple | set | frozenset):
+            rest.extend(zip(value, written, strict=False))
+        elif isinstance(value, float) and written is None:
+            return True
+    return False
+
+
 def _by_json(value: object) -> str:
     try:
+        if not _has_only_text_keys(value) and any(_colliding_keys(value, _key_in_json)):
+            raise ValueError("two of its keys are one in JSON")
         text = _encoder.encode(value)
         if not text.isascii():
             try:
@@ -134,8 +191,158 @@ def _by_json(value: object) -> str:
             except UnicodeEncodeError:
                 text = _ascii_encoder.encode(value)
     except RecursionError as exc:
-        raise ValueError("it is nested too deeply for Python's json module") from exc
+        raise ValueError(
+            "it is nested too deeply for Python's json module. Flatten it first."
+        ) from exc
+    except (TypeError, ValueError) as exc:
+        kind = TypeError if isinstance(exc, TypeError) else ValueError
+        raise kind(_fault(value) or str(exc)) from exc
     return text
+
+
+def _has_only_text_keys(value: object) -> bool:
+    """Whether all keys, at any depth, are text for sure; told much faster than by looking."""
+    try:
+        orjson.dumps(value, default=_nothing, option=_ORJSON_OPTIONS)
+    except TypeError:
+        return False
+    return True
+
+
+def _may_hold_nan(form: object) -> bool:
+    """Whether orjson writes null for something in a value, or cannot write it."""
+    try:
+        return b"null" in orjson.dumps(form, option=_ORJSON_OPTIONS)
+    except TypeError:
+        return True
+
+
+def _nothing(value: object) -> None:
+    return None
+
+
+def _colliding_keys(
+    value: object, text_of: Callable[[object], object]
+) -> Iterator[tuple[object, object]]:
+    """Yield the keys of a dict, at any depth, that are written as the same text."""
+    rest: list[object] = [value]
+    seen = set()
+    while rest:
+        item = rest.pop()
+        if not isinstance(item, dict | list | tuple) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        children = item.values() if isinstance(item, dict) else item
+        rest += [child for child in children if child.__class__ not in _SCALARS]
+        if isinstance(item, dict) and any(key.__class__ is not str for key in item):
+            written: dict[object, object] = {}
+            for key in item:
+                other = written.setdefault(text_of(key), key)
+                if other is not key:
+                    yield other, key
+
+
+def _key_in_json(key: object) -> object:
+    """Return what the json module writes for a key; the key itself if it refuses it."""
+    if isinstance(key, str):
+        return str.__str__(key)
+    if key is None or isinstance(key, bool):
+        return json.dumps(key)
+    if isinstance(key, int):
+        return int.__repr__(key)
+    return float.__repr__(key) if isinstance(key, float) else key
+
+
+def _key_in_model(key: object) -> object:
+    """Return what pydantic writes for a key."""
+    if isinstance(key, str):
+        return str.__str__(key)
+    return next(iter(to_jsonable_python({key: None})))
+
+
+def _fault(value: object) -> str | None:
+    """Return what is the first thing in a value that keeps it from being written, and where."""
+    rest: list[tuple[str, object]] = [("", value)]
+    seen = set()
+    while rest:
+        path, item = rest.pop()
+        place = path.removeprefix(".") or "it"
+        if isinstance(item, dict | list | tuple):
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+        if isinstance(item, dict):
+            for keys in _colliding_keys(dict.fromkeys(item), _key_in_json):
+                return f"{place} has {_as_one(*keys)}"
+            for key in item:
+                fault = _fault_of_key(key)
+                if fault:
+                    return f"{place} has the key {key!r}, which {fault}"
+            rest += reversed([(path + _step_to(key), child) for key, child in item.items()])
+        elif isinstance(item, list | tuple):
+            rest += reversed([(f"{path}[{place}]", child) for place, child in enumerate(item)])
+        elif isinstance(item, float) and not math.isfinite(item):
+            return f"{place} is {item}. {_ADVICE_ON_NUMBERS}"
+        elif not isinstance(item, str | int | float | None):
+            try:
+                rest.append((path, _json_form(item)))
+            except (TypeError, ValueError) as exc:
+                return f"{place} {exc}"
+    return None
+
+
+def _fault_of_key(key: object) -> str | None:
+    if not isinstance(key, str | int | float | None):
+        return f"is a {_name_of(key)}. Use text, such as str(key)."
+    if isinstance(key, float) and not math.isfinite(key):
+        return "has no JSON form. Use text, such as str(key)."
+    return None
+
+
+def _step_to(key: object) -> str:
+    text = str(_key_in_json(key))
+    return f".{text}" if _PLAIN_KEY.fullmatch(text) else f"[{text!r}]"
+
+
+def _as_one(one: object, other: object) -> str:
+    return f"the keys {one!r} and {other!r}, which are one in JSON. Rename one of them."
+
+
+def _name_of(value: object) -> str:
+    kind = type(value)
+    if kind.__module__ in {"builtins", "__main__"}:
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _advice_on(value: object) -> str:
+    for kind, advice in _ADVICE.items():
+        if isinstance(value, kind):
+            return advice
+    if hasattr(value, "tolist"):  # the arrays and numbers of numpy, and what is like them
+        return "Write value.tolist()."
+    return "Convert it to dicts, lists, strings or numbers first."
+
+
+_PLAIN_KEY = re.compile(r"[^\W\d]\w*")
+_ADVICE_ON_NUMBERS = "JSON has no such number: write None, or leave it out."
+_ADVICE: dict[type | tuple[type, ...], str] = {
+    (bytes, bytearray, memoryview): (
+        "Write base64.b64encode(value).decode(), or store it elsewhere and write where."
+    ),
+    (set, frozenset): "Write sorted(value), or list(value).",
+}
+
+
+def is_utf8(value: object) -> bool:
+    """Whether UTF-8 has a form for all text in a value: whether it holds no lone surrogate."""
+    if _by_orjson(value) is not None:
+        return True
+    try:
+        _encoder.encode(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_json(text: str | bytes) -> Any:
@@ -172,7 +379,8 @@ def payload_json(field: str, value: object) -> str:
 
     Raises:
         InvalidPayloadError: if it, or something in it, has no JSON form.
-        InvalidFieldError: for NaN, infinities, circular references, nesting too deep.
+        InvalidFieldError: for NaN, infinities, keys that are one in JSON, circular references,
+            nesting too deep.
     """
     return _written(field, value, dump_json)
 
@@ -182,7 +390,8 @@ def state_text(state_data: object) -> bytes:
 
     Raises:
         InvalidPayloadError: unless it is a dict of JSON values.
-        InvalidFieldError: for NaN, infinities, circular references, nesting too deep.
+        InvalidFieldError: for NaN, infinities, keys that are one in JSON, circular references,
+            nesting too deep.
     """
     if not isinstance(state_data, dict):
         raise InvalidPayloadError(
@@ -196,8 +405,6 @@ def _written(field: str, value: object, write: Callable[[object], _T]) -> _T:
     try:
         return write(value)
     except TypeError as exc:
-        raise InvalidPayloadError(
-            f"{field} is not JSON: {exc}. Convert it to dicts, lists, strings or numbers first."
-        ) from exc
+        raise InvalidPayloadError(f"{field} is not JSON: {exc}") from exc
     except ValueError as exc:
-        raise InvalidFieldError(f"{field} is not JSON: {exc}. Replace that value first.") from exc
+        raise InvalidFieldError(f"{field} is not JSON: {exc}") from exc

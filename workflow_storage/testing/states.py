@@ -15,6 +15,7 @@ import pytest
 from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from workflow_storage import (
     Checkpoint,
@@ -36,6 +37,24 @@ from workflow_storage.testing.values import (
     nested,
     state_changes,
 )
+
+
+class Score(BaseModel):
+    """A model."""
+
+    value: float
+
+
+class NamedScore(Score):
+    """A model that has a field more."""
+
+    name: str
+
+
+class Step(BaseModel):
+    """A model whose field is annotated with a base class of what is in it."""
+
+    score: Score
 
 
 class StatesContract:
@@ -119,6 +138,9 @@ class StatesContract:
             ({(1, 2): 1}, TypeError),
             ({"x": math.nan}, ValueError),
             ({"x": [math.inf]}, ValueError),
+            ({1: 0, "1": 0}, ValueError),
+            ({"x": [{None: 0, "null": 0}]}, ValueError),
+            ({"x": Score(value=math.nan)}, ValueError),
         ],
         ids=repr,
     )
@@ -132,6 +154,21 @@ class StatesContract:
 
         assert isinstance(caught.value, StorageError)
         assert backend.states.get_state_history(run.id) == []
+
+    def test_save_state_names_the_path_of_what_is_not_json(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+        with pytest.raises(InvalidFieldError, match=r"messages\[1\]\.tools is a set"):
+            backend.states.save_state(run.id, {"messages": ["x", {"tools": {1}}]}, "node")
+
+    def test_a_model_keeps_the_fields_of_its_own_class(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+        step = Step(score=NamedScore(value=0.5, name="x"))
+
+        backend.states.save_state(run.id, {"step": step, "steps": [step]}, "node")
+
+        expected = {"score": {"value": 0.5, "name": "x"}}
+        stored = backend.states.get_latest_state(run.id)
+        assert stored == {"step": expected, "steps": [expected]}
 
     def test_save_state_refuses_what_cannot_be_read_back(self, backend: StorageBackend) -> None:
         run = stored_run(backend)

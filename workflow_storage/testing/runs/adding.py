@@ -101,6 +101,8 @@ class AddingContract:
             {"inputs": {("a", "tuple"): 1}},
             {"inputs": {1, 2}},
             {"inputs": Decimal("NaN")},
+            {"inputs": {1: 0, "1": 0}},
+            {"outputs": [{"x": {True: 0, "true": 0}}]},
             {"current_node": ""},
             {"current_node": "x" * 129},
             {"waiting_for": "x" * 257},
