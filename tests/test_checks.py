@@ -81,6 +81,34 @@ def test_sqlite_as_the_check_suggests_it_is_fine(databases):
     assert found() == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"charset": "latin1"},
+        {"charset": "utf8"},
+        {"charset": "utf8mb3"},
+        {"init_command": "SET NAMES 'latin1'"},
+        {"init_command": "SET sql_mode='STRICT_TRANS_TABLES', character_set_client = utf8"},
+    ],
+    ids=str,
+)
+def test_a_character_set_without_emoji_is_e001(databases, options):
+    databases(default=("mysql", "x", options))
+
+    (message,) = check_configuration(None)
+
+    assert message.id == "workflow_storage.E001"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"charset": "utf8mb4"}, {"charset": "latin1", "init_command": "SET NAMES utf8mb4"}],
+)
+def test_utf8mb4_is_fine(databases, options):
+    databases(default=("mysql", "x", options))
+    assert found() == []
+
+
 def test_only_the_database_of_the_runs_is_checked(databases, settings):
     databases(default=("sqlite3", "x.db", {}), reporting=("postgresql", "x", {}))
     settings.WORKFLOW_STORAGE = "reporting"

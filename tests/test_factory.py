@@ -206,6 +206,18 @@ class TestServers:
         assert "hush" not in str(caught.value).replace(":hush/x", "")
         assert caught.value.__cause__ is None or "hush" not in str(caught.value.__cause__)
 
+    @pytest.mark.parametrize("charset", ["utf8", "utf8mb3", "latin1", "LATIN1"])
+    def test_a_character_set_without_emoji_is_refused_when_it_is_opened(self, charset):
+        with mysql_database() as url, pytest.raises(UnsupportedBackendError, match=charset):
+            create_storage_backend(f"{url}?charset={charset}")
+
+    def test_the_wide_character_set_may_be_named(self):
+        with mysql_database() as url:
+            backend = create_storage_backend(f"{url}?charset=utf8mb4")
+            run = stored_run(backend, inputs="\N{GRINNING FACE}", workflow_name="\N{GRINNING FACE}")
+            assert backend.runs.get(run.id).inputs == "\N{GRINNING FACE}"
+            forget(backend.alias)
+
     def test_a_password_is_in_no_log_line(self, caplog):
         caplog.set_level("DEBUG")
         with postgres_database() as url:

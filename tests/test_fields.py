@@ -5,12 +5,12 @@ import json
 import pytest
 from django.core.management import call_command
 from django.db import NotSupportedError, connections
-from django.db.models import Count
+from django.db.models import Count, Exists, F, JSONField, OuterRef, Subquery, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_storage import WorkflowRun
-from workflow_storage.fields import JSONDocument
+from workflow_storage.fields import KT, JSONDocument
 from workflow_storage.testing import against_the_store, any_text, nested, stored_run
 
 AWKWARD = [
@@ -97,6 +97,86 @@ def test_values_of_keys_can_be_selected(runs):
     ]
 
 
+def test_texts_of_keys_can_be_selected_compared_and_sorted(runs):
+    named = runs.annotate(name=KT("inputs__name"), deep=KT("inputs__nested__list__0"))
+
+    assert dict(named.exclude(name=None).values_list("id", "name")) == {
+        "wanted": "Zoë \N{SNOWMAN}",
+        "other": "x",
+    }
+    assert [str(deep) for deep in named.exclude(deep=None).values_list("deep", flat=True)] == ["1"]
+    assert [run.id for run in named.filter(name__gte="Y", name__lt="x")] == ["wanted"]
+    ids = ["wanted", "other"]
+    assert [run.id for run in named.filter(id__in=ids).order_by("name")] == ids
+    with pytest.raises(ValueError, match="must contain key"):
+        KT("inputs")
+
+
+def test_documents_are_compared_with_documents(runs):
+    runs.filter(id__in=["wanted", "lone", "awkward-4", "awkward-5"]).update(outputs=F("inputs"))
+    equal = {"wanted", "lone", "awkward-5"}
+    if connections[runs.db].vendor == "postgresql":
+        equal.add("awkward-4")  # it alone reads one that is as deep
+
+    assert {*found(runs, inputs=F("outputs"))} - {"awkward-4"} == equal - {"awkward-4"}
+    assert {*found(runs, inputs__in=runs.values("outputs"))} - {"awkward-4"} == equal - {
+        "awkward-4"
+    }
+    assert {run.id for run in runs.filter(id__in=equal).exclude(inputs=F("outputs"))} == set()
+    same = runs.filter(inputs=OuterRef("outputs"), id=OuterRef("id"))
+    assert equal - {"awkward-4"} <= {run.id for run in runs.filter(Exists(same))}
+    wanted = runs.filter(id="wanted").values("outputs")[:1]
+    assert found(runs, inputs=Subquery(wanted)) == ["wanted"]
+    assert found(runs, inputs__nested=F("outputs__nested")) == ["wanted"]
+
+
+OTHER = {"customer": "c-42", "name": "x", "z": -1.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([OTHER, "text", 3], ["awkward-5", "awkward-6", "other"]),
+        ([[], "nothing like it"], ["awkward-8"]),
+        ([Value(OTHER, JSONField()), None], ["other"]),
+        ([F("inputs")], None),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_documents_can_be_one_of_some(runs, values, expected):
+    if expected is None:  # all that the database reads
+        assert {"awkward-5", "awkward-8", "other", "wanted"} <= {*found(runs, inputs__in=values)}
+    else:
+        assert found(runs, inputs__in=values) == expected
+
+
+def test_an_expression_can_be_the_value_of_a_lookup(runs):
+    assert found(runs, inputs=Value(OTHER, JSONField())) == ["other"]
+    assert found(runs, inputs__has_key=F("inputs__customer")) == [
+        "awkward-0",
+        "awkward-1",
+        "awkward-2",
+        "other",
+        "wanted",
+    ]
+
+
+@pytest.mark.parametrize("depth", [99, 100, 101, 500])
+def test_any_depth_is_stored_and_fails_no_lookup(runs, sql_backend, depth):
+    deep = nested(depth - 1)
+    stored_run(sql_backend, id="deep", inputs=deep, outputs=[{"[": deep}, '}"'])
+
+    assert runs.get(id="deep").inputs == deep
+    assert found(runs, inputs__customer=42) == ["wanted"]
+    assert [run.id for run in runs.filter(inputs__a__isnull=True) if run.id == "wanted"]
+    try:
+        assert found(runs, inputs=deep) in ([], ["deep"])
+    except NotSupportedError as exc:
+        assert depth > 100
+        assert "deeper than 100 levels" in str(exc)
+
+
 def test_values_and_deferred_fields_are_exact(runs):
     assert json.dumps(runs.values_list("inputs", flat=True).get(id="awkward-2")) == json.dumps(
         AWKWARD[2]
@@ -161,6 +241,7 @@ def test_dumpdata_and_loaddata_keep_lone_surrogates(sql_backend, tmp_path, file_
     assert sql_backend.states.get_latest_state(run.id) == {"x": "\ud800"}
 
 
+@pytest.mark.parametrize("url_of", ["postgres_url", "mysql_url"])
 @against_the_store
 @given(
     value=st.recursive(
@@ -169,9 +250,13 @@ def test_dumpdata_and_loaddata_keep_lone_surrogates(sql_backend, tmp_path, file_
         max_leaves=8,
     )
 )
-def test_postgresql_reads_any_text_as_jsonb(postgres_url, django_db_blocker, value):
-    r"""NUL and lone surrogates become U+FFFD, and nothing else changes."""
+def test_a_database_with_a_json_of_its_own_reads_any_text(
+    request, url_of, django_db_blocker, value
+):
+    """Lone surrogates, and on PostgreSQL NUL, become U+FFFD, and nothing else changes."""
     from workflow_storage import create_storage_backend
+
+    nul = "\ufffd" if url_of == "postgres_url" else "\0"
 
     def readable(value):
         if isinstance(value, dict):
@@ -180,13 +265,13 @@ def test_postgresql_reads_any_text_as_jsonb(postgres_url, django_db_blocker, val
             return [readable(item) for item in value]
         return (
             json.loads(json.dumps(value))
-            .replace("\0", "\ufffd")
+            .replace("\0", nul)
             .encode("utf-16", "surrogatepass")
             .decode("utf-16", "replace")
         )
 
     with django_db_blocker.unblock():
-        backend = create_storage_backend(postgres_url)
+        backend = create_storage_backend(request.getfixturevalue(url_of))
         run = stored_run(backend, inputs={"value": value})
         row = (
             WorkflowRun.objects.using(backend.runs.alias)

@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, RootModel, SecretStr
 
-from workflow_storage.serialization import dump_json, dump_state, load_json, load_rebuilt
+from workflow_storage.serialization import (
+    dump_json,
+    dump_state,
+    is_deeper,
+    load_json,
+    load_rebuilt,
+)
 from workflow_storage.testing import json_values, nested
 
 
@@ -272,3 +278,13 @@ def test_too_deep_a_value_is_a_value_error():
         dump_json(nested(500_000))
     with pytest.raises(ValueError, match="nested too deeply"):
         load_json("[" * 500_000 + "]" * 500_000)
+
+
+@given(json_values, st.integers(1, 4))
+def test_the_depth_of_a_text_is_that_of_its_lists_and_dicts(value, levels):
+    def depth(value):
+        if isinstance(value, dict):
+            return 1 + max(map(depth, value.values()), default=0)
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    assert is_deeper(dump_json(value), levels) == (depth(value) > levels)

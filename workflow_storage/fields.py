@@ -10,16 +10,28 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.db import models
+from django.core.exceptions import FieldError
+from django.db import NotSupportedError, models
+from django.db.models import Value
+from django.db.models.constants import LOOKUP_SEP
+from django.db.models.fields.json import (
+    HasKeyLookup,
+    JSONExact,
+    KeyTextTransform,
+    KeyTransform,
+    KeyTransformFactory,
+    KeyTransformTextLookupMixin,
+)
+from django.db.models.lookups import Exact, In, Lookup
+from django.db.models.sql.query import Query
 
 from workflow_storage.exceptions import StorageError
-from workflow_storage.serialization import dump_json, is_utf8, load_json, payload_json
+from workflow_storage.serialization import dump_json, is_deeper, is_utf8, load_json, payload_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models.expressions import Expression
     from django.db.models.sql.compiler import SQLCompiler
@@ -91,11 +103,17 @@ class ExactJSONField(_ByteForByte, _JSONField):
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
-        return None if value is None else payload_json(self.name, value)
+        if value is None:
+            return None
+        text = payload_json(self.name, value)
+        limit = _MAX_DEPTH.get(_dialect(connection))
+        return text + _TOO_DEEP if limit is not None and is_deeper(text, limit) else text
 
     def from_db_value(self, value: Any, expression: object, connection: BaseDatabaseWrapper) -> Any:
-        if not isinstance(value, str):
-            return value  # NULL, or the value of a key
+        if isinstance(expression, KeyTransform):
+            return super().from_db_value(value, expression, connection)
+        if value is None:
+            return None
         try:
             return load_json(value)
         except ValueError as exc:
@@ -115,12 +133,20 @@ class ExactJSONField(_ByteForByte, _JSONField):
         return _loaded(value)
 
     def get_transform(self, lookup_name: str) -> Any:
-        return _on_document(super().get_transform(lookup_name))
+        transform = _key_of(lookup_name, super().get_transform(lookup_name))
+        return transform and (lambda lhs: transform(JSONDocument(lhs)))
 
     def get_lookup(self, lookup_name: str) -> Any:
         lookup = super().get_lookup(lookup_name)
         # NULL is a property of the column, not of the document in it.
-        return lookup if lookup_name == "isnull" else _on_document(lookup)
+        if lookup is None or lookup_name == "isnull":
+            return lookup
+        names_keys = issubclass(lookup, HasKeyLookup)
+
+        def build(lhs: Expression, rhs: Any) -> Any:
+            return lookup(JSONDocument(lhs), rhs if names_keys else _as_document(rhs))
+
+        return build
 
 
 _TEXT = "JSON text, for it holds a lone surrogate"
@@ -148,25 +174,66 @@ class _DocumentField(_JSONField):
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
+        text = dump_json(value)
         if connection.vendor == "postgresql":
-            readable = load_json(_ESCAPE.sub(_readable, dump_json(value)))
+            readable = load_json(_ESCAPE.sub(_readable, text))
             return super().get_db_prep_value(readable, connection, prepared)
+        limit = _MAX_DEPTH.get(_dialect(connection))
+        if limit is not None and is_deeper(text, limit):
+            raise NotSupportedError(
+                f"{connection.display_name} reads no JSON that is nested deeper than {limit} levels,"
+                " so nothing can be compared with this value. Look up a part of it."
+            )
         # SQLite and MariaDB compare documents as text.
-        return dump_json(value)
+        return text
+
+    def get_transform(self, lookup_name: str) -> Any:
+        return _key_of(lookup_name, super().get_transform(lookup_name))
 
 
-def _on_document(lookup: Callable[..., Any] | None) -> Any:
-    if lookup is None:
-        return None
+def _key_of(name: str, transform: Any) -> Any:
+    """Return what looks up a key in a document, in place of Django's."""
+    return partial(_Key, name) if isinstance(transform, KeyTransformFactory) else transform
 
-    def build(lhs: Expression, *args: Any) -> Any:
-        return lookup(JSONDocument(lhs), *args)
 
-    return build
+class _Key(KeyTransform):
+    """The value of a key of a document."""
+
+    def get_lookup(self, lookup: str) -> Any:
+        found = super().get_lookup(lookup)
+        if found is None or not issubclass(found, KeyTransformTextLookupMixin):
+            return found
+
+        def build(lhs: Any, rhs: Any) -> Any:
+            built = found(lhs, rhs)
+            built.lhs = _KeyText(lhs.key_name, *lhs.source_expressions)
+            return built
+
+        return build
+
+
+class _KeyText(KeyTextTransform):
+    """The same as text."""
+
+    def as_mysql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        # Django's takes MySQL's operator for it, which is for columns only.
+        sql, params = KeyTransform.as_mysql(self, compiler, connection)
+        return f"JSON_UNQUOTE({sql})", params
+
+
+def _as_document(rhs: Any) -> Any:
+    """Return the other side of a lookup so that it compares with a parsed document."""
+    if isinstance(rhs, Query):
+        rhs = rhs.clone()
+        rhs.select = tuple(map(_as_document, rhs.select))
+        return rhs
+    if isinstance(rhs, Value) and isinstance(_type_of(rhs), models.JSONField):
+        return rhs if rhs.value is None else rhs.value
+    return JSONDocument(rhs) if hasattr(rhs, "resolve_expression") else rhs
 
 
 class JSONDocument(models.Func):
-    """The text of an `ExactJSONField`, parsed by the database for a lookup."""
+    """The text of an `ExactJSONField`, parsed by the database for a lookup; or what is parsed."""
 
     output_field = _DocumentField()
     arity = 1
@@ -174,18 +241,106 @@ class JSONDocument(models.Func):
     def as_sql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, *_: Any, **__: Any
     ) -> Any:
-        template = _DOCUMENT_SQL[self._dialect(connection)]
-        column, params = compiler.compile(self.get_source_expressions()[0])
+        (source,) = self.get_source_expressions()
+        column, params = compiler.compile(source)
+        is_text = isinstance(_type_of(source), ExactJSONField)
+        if not is_text or isinstance(source, KeyTransform):
+            return column, params
+        template = _DOCUMENT_SQL[_dialect(connection)]
         all_params: list[Any] = []
         for part in _PLACE.findall(template):
             all_params += params if part == "{}" else [_PATTERNS[part]]
         return _PLACE.sub(lambda part: column if part[0] == "{}" else "%s", template), all_params
 
-    @staticmethod
-    def _dialect(connection: Any) -> str:
-        if connection.vendor == "mysql":
-            return "mariadb" if connection.mysql_is_mariadb else "mysql"
-        return str(connection.vendor) if connection.vendor in _DOCUMENT_SQL else "other"
+
+def _type_of(expression: Any) -> object:
+    """Return the field that says of which type an expression is; None if none does."""
+    try:
+        return expression.output_field
+    except FieldError:
+        return None
+
+
+@ExactJSONField.register_lookup
+class _DocumentExact(JSONExact):
+    """Whether a document is a value, or another document."""
+
+    def process_rhs(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        if self.rhs_is_direct_value():
+            return super().process_rhs(compiler, connection)
+        # Django takes each parameter of the other side for a value.
+        return Exact.process_rhs(self, compiler, connection)
+
+
+@ExactJSONField.register_lookup
+class _DocumentIn(In):
+    """Whether a document is one of some values."""
+
+    def get_prep_lookup(self) -> Any:
+        if isinstance(self.rhs, list | tuple | set | frozenset):
+            self.rhs = [_as_document(value) for value in self.rhs]
+        return super().get_prep_lookup()
+
+    def process_lhs(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, lhs: Any = None
+    ) -> Any:
+        # Django's takes the quotes off one side, on MariaDB.
+        sql, params = Lookup.process_lhs(self, compiler, connection, lhs)
+        return _comparable(sql, connection), params
+
+    def process_rhs(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        if isinstance(self.rhs, Query):
+            self.rhs.select = tuple(_Comparable(column) for column in self.rhs.select)
+        return super().process_rhs(compiler, connection)
+
+    def resolve_expression_parameter(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, sql: str, param: Any
+    ) -> Any:
+        sql, params = super().resolve_expression_parameter(compiler, connection, sql, param)
+        if connection.vendor == "mysql" and not hasattr(param, "resolve_expression"):
+            sql = "JSON_EXTRACT(%s, '$')"  # as Django's JSONExact has it
+        return _comparable(sql, connection), params
+
+
+class _Comparable(models.Func):
+    """A document that is one of several."""
+
+    arity = 1
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, *_: Any, **__: Any
+    ) -> Any:
+        sql, params = compiler.compile(self.get_source_expressions()[0])
+        return _comparable(sql, connection), params
+
+
+def _comparable(sql: str, connection: BaseDatabaseWrapper) -> str:
+    # MariaDB compares texts with or without their quotes, depending on what else there is.
+    return f"CONCAT({sql})" if _dialect(connection) == "mariadb" else sql
+
+
+def KT(lookup: str) -> Expression:
+    """Return the text of a key, as ``django.db.models.fields.json.KT`` does of a JSONField.
+
+    Django's own reads the column as if it were JSON, and not text.
+
+    Args:
+        lookup: such as ``inputs__customer__name``.
+    """
+    name, *keys = lookup.split(LOOKUP_SEP)
+    if not keys:
+        raise ValueError("Lookup must contain key or index transforms.")
+    text: Any = JSONDocument(name)
+    for key in keys:
+        text = _KeyText(key, text)
+    # Django would compare the key itself as JSON.
+    return models.ExpressionWrapper(text, output_field=models.TextField())
+
+
+def _dialect(connection: Any) -> str:
+    if connection.vendor == "mysql":
+        return "mariadb" if connection.mysql_is_mariadb else "mysql"
+    return str(connection.vendor) if connection.vendor in _DOCUMENT_SQL else "other"
 
 
 # jsonb refuses \u0000 and lone surrogates, so these become U+FFFD before the cast. Regular
@@ -207,6 +362,11 @@ _PATTERNS = {
     "{escape}": r"\ud",
     "{lone}": rf"{_STAYS}(*SKIP)(*FAIL)|\\u[dD][89a-fA-F][0-9a-fA-F]{{2}}",
     "{replacement}": r"\\ufffd",
+    # MySQL (ICU) knows no (*SKIP), and does as PostgreSQL does above.
+    "{lone or not}": rf"{_STAYS}|\\u[dD][89a-fA-F][0-9a-fA-F]{{2}}",
+    "{marked}": r"$1\\uFFFD",
+    "{not lone}": rf"{_STAYS}\\uFFFD",
+    "{same}": "$1",
 }
 _PLACE = re.compile("|".join(map(re.escape, ["{}", *_PATTERNS])))
 
@@ -218,12 +378,25 @@ def _readable(token: re.Match[str]) -> str:
     return token[1] or r"\ufffd"
 
 
+# MySQL has no function that tells so, but fails (3157): what is deeper ends in a space there.
+_MAX_DEPTH = {"mysql": 100}
+_TOO_DEEP = " "
+
+# Bytes in which MySQL looks for lone surrogates. Beyond four times as many, of nothing but
+# backslashes, it gave up and failed the query (3699, with regexp_time_limit as it comes).
+_MYSQL_PATIENCE = 65_536
+
 # A document nested deeper than the database parses (SQLite 1000 to 2000 levels, MySQL 100,
 # MariaDB 31) must not fail the query for all the others: it matches no lookup.
 _DOCUMENT_SQL = {
     "postgresql": _POSTGRESQL,
     "sqlite": "(CASE WHEN JSON_VALID({}) THEN {} END)",
-    "mysql": "(CASE WHEN JSON_VALID({}) THEN CAST({} AS JSON) END)",
+    "mysql": (
+        f"(CASE WHEN RIGHT({{}}, 1) = '{_TOO_DEEP}' THEN NULL "
+        "WHEN INSTR({}, {escape}) = 0 THEN CASE WHEN JSON_VALID({}) THEN CAST({} AS JSON) END "
+        f"WHEN LENGTH({{}}) <= {_MYSQL_PATIENCE} THEN CAST("
+        "REGEXP_REPLACE(REGEXP_REPLACE({}, {lone or not}, {marked}), {not lone}, {same}) AS JSON) END)"
+    ),
     # JSON_EXTRACT also spaces documents the way that it spaces what they are compared with.
     "mariadb": (
         "JSON_EXTRACT(CASE WHEN INSTR({}, {escape}) = 0 THEN {} "

@@ -324,6 +324,9 @@ def _advice_on(value: object) -> str:
     return "Convert it to dicts, lists, strings or numbers first."
 
 
+_STRING = re.compile(rb'"[^"]*+"')
+_NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_ONE_KIND_OF_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _PLAIN_KEY = re.compile(r"[^\W\d]\w*")
 _ADVICE_ON_NUMBERS = "JSON has no such number: write None, or leave it out."
 _ADVICE: dict[type | tuple[type, ...], str] = {
@@ -343,6 +346,20 @@ def is_utf8(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_deeper(text: str, levels: int) -> bool:
+    """Whether lists and dicts in JSON text are nested deeper than so many levels."""
+    if text.count("[") + text.count("{") <= levels:
+        return False
+    unescaped = text.encode().replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = unescaped.translate(_ONE_KIND_OF_BRACKETS, _NO_BRACKETS)
+    brackets = _STRING.sub(b"", brackets.replace(b'""', b""))
+    for _ in range(levels):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def load_json(text: str | bytes) -> Any:

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.utils import load_backend
 
 from workflow_storage.backends.orm.async_threads import ASYNC_CONNECTIONS, AsyncThreads
-from workflow_storage.backends.orm.checks import check_database
+from workflow_storage.backends.orm.checks import check_database, narrow_charset
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.errors import database_name
 from workflow_storage.backends.orm.heartbeats import connection_beside, impatiently
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from django.core.checks import CheckMessage
 
     from workflow_storage.config import StorageConfig
-
-logger = logging.getLogger(__name__)
 
 __all__ = [
     "DjangoBackend",
@@ -125,10 +123,12 @@ def open_store(config: StorageConfig) -> DjangoBackend:
     """Return the store in the database that is named, or given by URL or path and migrated then.
 
     Raises:
-        UnsupportedBackendError: if the URL, or `own_connection` there, cannot be used.
+        UnsupportedBackendError: if the URL, its character set, or `own_connection` there cannot
+            be used.
         StorageUnavailableError: if the database cannot be migrated now.
     """
     _refuse_own_connection_on_sqlite(config)
+    _refuse_narrow_charset(config)
     in_project = config.backend in project_databases()
     return open_database(
         config.backend if in_project else registered(settings_of(config)),
@@ -170,6 +170,16 @@ def _refuse_own_connection_on_sqlite(config: StorageConfig) -> None:
             "has one writer at a time, so the own connection would wait for the lock of your own "
             "transaction. Leave own_connection out, and keep the runs in another database, of "
             "which your transactions know nothing; a second SQLite file will do."
+        )
+
+
+def _refuse_narrow_charset(config: StorageConfig) -> None:
+    charset = narrow_charset(database_settings(config))
+    if charset is not None:
+        raise UnsupportedBackendError(
+            f"The connection to {without_password(config.backend)!r} would have the character set "
+            f"{charset}, which has no form for emoji and much other text. Leave out 'charset' (and "
+            "SET NAMES), for Django's default is utf8mb4."
         )
 
 

@@ -1,11 +1,19 @@
 """What ``manage.py check`` says about a Django database; it is not opened for that."""
 
+import re
 from typing import Any
 
-from django.core.checks import CheckMessage, Warning
+from django.core.checks import CheckMessage, Error, Warning
 
 from workflow_storage.backends.orm.dialects import begins_immediately
 from workflow_storage.backends.orm.registration import SQLITE, SQLITE_OPTIONS
+
+WIDE_CHARSET = "utf8mb4"
+"""The character set of MySQL and MariaDB that has a form for all text; their utf8 has not."""
+
+_SET_NAMES = re.compile(
+    r"\b(?:SET\s+NAMES|SET\s+CHARACTER\s+SET|character_set_client\s*=)\s*[\"']?(\w+)", re.IGNORECASE
+)
 
 
 def check_database(
@@ -19,9 +27,29 @@ def check_database(
         own_connection: whether the store does not join the transactions of its callers.
     """
     found = _check_sqlite(name, database)
+    charset = narrow_charset(database)
+    if charset is not None:
+        found.append(
+            Error(
+                f"The connection to the database {name!r} of the workflow runs has the character "
+                f"set {charset}, which has no form for emoji and much other text.",
+                hint="Leave out its 'charset', for Django's default is utf8mb4.",
+                id="workflow_storage.E001",
+            )
+        )
     if database.get("ATOMIC_REQUESTS") and not own_connection:
         found.append(_rolled_back(name, is_sqlite=database.get("ENGINE") == SQLITE))
     return found
+
+
+def narrow_charset(database: dict[str, Any]) -> str | None:
+    """Return the character set that OPTIONS give a connection to MySQL, if it is not utf8mb4."""
+    if not str(database.get("ENGINE", "")).endswith("mysql"):
+        return None
+    options = database.get("OPTIONS", {})
+    named = _SET_NAMES.findall(str(options.get("init_command", "")))
+    charset = str([options.get("charset", WIDE_CHARSET), *named][-1])
+    return None if charset.lower() == WIDE_CHARSET else charset
 
 
 def _rolled_back(name: str, *, is_sqlite: bool) -> CheckMessage:
