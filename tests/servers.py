@@ -105,7 +105,7 @@ def mysql_database() -> Iterator[str]:
     try:
         import MySQLdb
     except ImportError as exc:
-        unavailable("MariaDB", exc, how)
+        unavailable("MariaDB or MySQL", exc, how)
     parts = urlsplit(MYSQL_URL)
     name = f"workflow_storage_test_{uuid.uuid4().hex[:12]}"
     try:
@@ -117,7 +117,7 @@ def mysql_database() -> Iterator[str]:
             connect_timeout=3,
         )
     except MySQLdb.Error as exc:
-        unavailable("MariaDB", exc, how)
+        unavailable("MariaDB or MySQL", exc, how)
     cursor = server.cursor()
     # latin1, so that nothing depends on the database's own character set.
     cursor.execute(f"CREATE DATABASE {name} CHARACTER SET latin1")
