@@ -28,6 +28,7 @@ from typing import (
 from asgiref.sync import sync_to_async
 from django.utils import timezone
 
+from workflow_storage.paging import PageLength, emptied
 from workflow_storage.status import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound="HasAsyncTwins")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-
-PAGE_SIZE = 200
-"""Runs that `iter_runs` holds in memory at a time."""
 
 
 def async_twin(
@@ -402,21 +400,26 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         return await self.alist_runs(workflow_name=workflow_name, limit=limit)
 
     def iter_runs(self, **filters: Unpack[RunFilters]) -> Iterator[WorkflowRun]:
-        """Yield all matching runs in the order of `list_runs`, in constant memory.
+        """Yield all matching runs in the order of `list_runs`, in memory bounded by bytes.
 
+        They are read in pages of 20, which grow while they are below 1 MB and shrink above 8.
         Runs may be added, changed and deleted meanwhile; each is given at most once.
         """
+        length = PageLength()
         last: WorkflowRun | None = None
-        while page := self.list_runs(before=last, limit=PAGE_SIZE, **filters):
+        while page := self.list_runs(before=last, limit=length.runs, **filters):
             last = page[-1]
-            yield from page
+            length.after(page)
+            yield from emptied(page)
 
     async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
         """Async twin of `iter_runs`."""
+        length = PageLength()
         last: WorkflowRun | None = None
-        while page := await self.alist_runs(before=last, limit=PAGE_SIZE, **filters):
+        while page := await self.alist_runs(before=last, limit=length.runs, **filters):
             last = page[-1]
-            for run in page:
+            length.after(page)
+            for run in emptied(page):
                 yield run
 
 

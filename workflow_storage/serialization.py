@@ -337,6 +337,18 @@ _ADVICE: dict[type | tuple[type, ...], str] = {
 }
 
 
+def json_size(value: object) -> int:
+    """Return about how many bytes a value has as JSON text.
+
+    Args:
+        value: what `load_json` has read.
+    """
+    if isinstance(value, str):
+        return len(value)
+    text = _by_orjson(value)
+    return len(json.dumps(value)) if text is None else len(text)
+
+
 def is_utf8(value: object) -> bool:
     """Whether UTF-8 has a form for all text in a value: whether it holds no lone surrogate."""
     if _by_orjson(value) is not None:

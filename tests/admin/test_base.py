@@ -1,11 +1,17 @@
 """What both admins do: they change nothing, show the project's own store, work on any site."""
 
+import re
+
 import pytest
+from django.contrib import admin
+from django.contrib.admin import AdminSite
 from django.contrib.admin.utils import quote
-from django.urls import reverse
+from django.contrib.auth.models import Permission
+from django.urls import path, reverse
 
 from tests.admin.conftest import RUNS, page_of
 from workflow_storage import ExecutionState, WorkflowRun, create_storage_backend
+from workflow_storage.admin import ExecutionStateAdmin, WorkflowRunAdmin
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -84,3 +90,83 @@ class TestAnotherSite:
         response = admin_client.post(url, selected, follow=True)
 
         assert [str(message) for message in response.context["messages"]] == [runs[1].pk]
+
+
+ALONE = {WorkflowRun: AdminSite(name="runs"), ExecutionState: AdminSite(name="states")}
+ALONE[WorkflowRun].register(WorkflowRun, WorkflowRunAdmin)
+ALONE[ExecutionState].register(ExecutionState, ExecutionStateAdmin)
+
+
+class OnlyOneModel:
+    """The addresses of a project that has either model on a site of its own."""
+
+    urlpatterns = [
+        path("runs/", ALONE[WorkflowRun].urls),
+        path("states/", ALONE[ExecutionState].urls),
+        path("admin/", admin.site.urls),
+    ]
+
+
+@pytest.fixture
+def run_with_states(backend):
+    run = stored_run(backend)
+    ExecutionState.objects.bulk_create(
+        ExecutionState(run=run, step=step, node_id="node", state_json="{}") for step in range(205)
+    )
+    return run
+
+
+def page(site, model, row):
+    return reverse(f"{site}:workflow_storage_{model._meta.model_name}_change", args=[row.pk])
+
+
+def linked(response):
+    """The models whose pages a page links to in its content; to its own history it does so always."""
+    content = response.content.decode().split('<div id="content"')[1]
+    return {
+        model
+        for model in (WorkflowRun, ExecutionState)
+        if re.search(
+            rf'href="/[a-z]+/workflow_storage/{model._meta.model_name}/(?![^"]*/history/)[^"]',
+            content,
+        )
+    }
+
+
+def test_a_site_with_one_of_the_models_shows_text_in_place_of_links(
+    admin_client, settings, run_with_states
+):
+    settings.ROOT_URLCONF = OnlyOneModel
+    state = run_with_states.states.first()
+
+    of_run = admin_client.get(page("runs", WorkflowRun, run_with_states))
+    of_state = admin_client.get(page("states", ExecutionState, state))
+
+    assert of_run.status_code == of_state.status_code == 200
+    assert linked(of_run) == linked(of_state) == set()
+    assert ">0<" in of_run.content.decode()
+    assert "there are more" in of_run.content.decode()
+    assert run_with_states.pk in of_state.content.decode()
+
+
+@pytest.mark.parametrize("model", [WorkflowRun, ExecutionState])
+def test_no_link_leads_to_a_page_that_the_user_may_not_view(
+    client, run_with_states, django_user_model, model
+):
+    user = django_user_model.objects.create_user("viewer", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename=f"view_{model._meta.model_name}"))
+    client.force_login(user)
+    row = run_with_states if model is WorkflowRun else run_with_states.states.first()
+
+    response = client.get(page("admin", model, row))
+
+    assert response.status_code == 200
+    assert linked(response) == set()
+
+
+def test_pages_link_to_each_other_for_who_may_view_both(admin_client, run_with_states):
+    of_run = admin_client.get(page("admin", WorkflowRun, run_with_states))
+    of_state = admin_client.get(page("admin", ExecutionState, run_with_states.states.first()))
+
+    assert linked(of_run) == {ExecutionState}
+    assert WorkflowRun in linked(of_state)

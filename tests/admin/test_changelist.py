@@ -41,6 +41,22 @@ def test_pages_follow_one_another_to_the_last_run(admin_client):
     assert b"Older" not in response.content
 
 
+def test_the_pages_of_a_list_that_reads_payloads_are_bounded_by_bytes(admin_client, settings):
+    settings.ROOT_URLCONF = "tests.admin.operations"
+    store = create_storage_backend("default")
+    for number in range(45):
+        stored_run(store, inputs={"file": str(number), "text": "x" * 1_000_000})
+    pages, query = [], ""
+    while query is not None:
+        url = reverse("operations:workflow_storage_workflowrun_changelist")
+        changelist = admin_client.get(url + query).context["cl"]
+        pages.append([run.inputs["file"] for run in changelist.result_list])
+        query = changelist.next_page
+
+    assert max(map(len, pages)) <= 20
+    assert [int(file) for page in pages for file in page] == [*reversed(range(45))]
+
+
 def test_a_page_keeps_its_filters(admin_client):
     add_runs(150, status="failed")
     stored_run(create_storage_backend("default"), status="running")

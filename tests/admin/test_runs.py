@@ -110,3 +110,13 @@ def test_runs_with_odd_ids_have_pages(admin_client, backend, run_id):
         reverse("admin:workflow_storage_executionstate_change", args=[state.pk])
     )
     assert page_of(run) in html.unescape(response.content.decode())
+
+
+def test_an_error_from_elsewhere_is_shown_bounded(admin_client, backend):
+    run = stored_run(backend)
+    type(run).objects.filter(pk=run.pk).update(error_message="x" * 1_000_000)
+
+    response = admin_client.get(page_of(run))
+
+    assert "The first 100,000 of 1,000,000 characters." in response.content.decode()
+    assert len(response.content) < 200_000

@@ -10,11 +10,14 @@ from django.http import HttpResponseRedirect
 
 from workflow_storage.admin.changelist import KeysetAdmin
 from workflow_storage.factory import configured_alias
+from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.validation import MAX_RUN_ID, is_possible_name
 
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet
     from django.http import HttpRequest
+
+_LINKED = "_workflow_storage_linked"
 
 
 class ReadOnlyAdmin(KeysetAdmin):
@@ -43,7 +46,28 @@ class ReadOnlyAdmin(KeysetAdmin):
     ) -> Any:
         if "\0" in unquote(object_id):
             return None
-        return super().get_object(request, object_id, from_field)
+        found = super().get_object(request, object_id, from_field)
+        if found is not None:
+            setattr(found, _LINKED, self._linked(request))
+        return found
+
+    def links_to(self, model: type[Model], row: Model) -> bool:
+        """Whether the page of a row can link to the pages of a model.
+
+        Args:
+            model: has to be registered on this site, and the user be allowed to view it.
+            row: what `get_object` has returned for the user.
+        """
+        return model in getattr(row, _LINKED, ())
+
+    def _linked(self, request: HttpRequest) -> frozenset[type[Model]]:
+        site = self.admin_site
+        return frozenset(
+            model
+            for model in (WorkflowRun, ExecutionState)
+            if site.is_registered(model)
+            and site.get_model_admin(model).has_view_or_change_permission(request)
+        )
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

@@ -14,6 +14,8 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import Q
 
+from workflow_storage.paging import LARGE_FIELDS, LARGE_PAGE, PageLength, size_of
+
 if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest
@@ -32,7 +34,9 @@ class KeysetAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ordering: ClassVar[tuple[str, ...]] = ()
     """One or two fields, descending and never null, that together are unique."""
     payloads: ClassVar[tuple[str, ...]] = ()
-    """Fields that a list does not read, for they can be large."""
+    """Fields that a list does not read, for they can be large.
+
+    A list that reads one of them has shorter pages where they are large."""
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeysetChangeList
@@ -59,20 +63,39 @@ class KeysetChangeList(ChangeList):
         return queryset.defer(*self.model_admin.payloads)
 
     def get_results(self, request: HttpRequest) -> None:
-        queryset = self._after(request.GET.get(BEFORE))
-        rows = list(queryset[: self.list_per_page + 1])
-        self.result_list = rows[: self.list_per_page]
+        rows, more = self._page(self._after(request.GET.get(BEFORE)))
+        self.result_list = rows
         self.result_count = len(self.result_list)
         self.full_result_count = self.result_count
         self.show_full_result_count = False
         self.show_admin_actions = bool(rows)
         self.can_show_all = self.multi_page = False
-        self.next_page = (
-            self.get_query_string({BEFORE: self.result_list[-1].pk})
-            if len(rows) > self.list_per_page
-            else None
-        )
+        self.next_page = self.get_query_string({BEFORE: self.result_list[-1].pk}) if more else None
         self.first_page = self.get_query_string() if BEFORE in request.GET else None
+
+    def _page(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
+        """Return the rows of the page, and whether there are more.
+
+        A list that reads what can be large has pages that end once they have enough of it.
+        """
+        fields = {field.name for field in self.lookup_opts.fields}
+        reads_large = not {*LARGE_FIELDS} & fields <= {*self.model_admin.payloads}
+        length = PageLength()
+        rows: list[Any] = []
+        size = 0
+        while size <= LARGE_PAGE:
+            wanted = self.list_per_page + 1 - len(rows)
+            if reads_large:
+                wanted = min(wanted, length.runs)
+            found = list(queryset[len(rows) : len(rows) + wanted])
+            rows += found
+            if len(found) < wanted:
+                return rows, False
+            if len(rows) > self.list_per_page:
+                return rows[: self.list_per_page], True
+            length.after(found)
+            size += sum(map(size_of, found))
+        return rows, queryset[len(rows) : len(rows) + 1].exists()
 
     def _after(self, before: str | None) -> Any:
         if before is None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 NOTHING = "-"
 """What is shown for a value that is not there."""
 
-SHOWN_JSON = 100_000
-"""Characters of a payload that a page shows."""
+SHOWN_CHARACTERS = 100_000
+"""Characters of a payload or an error that a page shows."""
 
 
 def status_badge(run: WorkflowRun) -> SafeString:
@@ -59,16 +59,18 @@ def json_block(value: Any) -> SafeString | str:
         text.encode()
     except UnicodeEncodeError:  # A lone surrogate, which no page can hold.
         text = json.dumps(value, indent=2)
-    if len(text) <= SHOWN_JSON:
-        return format_html('<pre class="workflow-storage-json">{}</pre>', text)
-    return format_html(
-        '<pre class="workflow-storage-json">{}</pre><p class="help">{}</p>',
-        text[:SHOWN_JSON],
-        _("The first %(shown)s of %(total)s characters.")
-        % {"shown": f"{SHOWN_JSON:,}", "total": f"{len(text):,}"},
-    )
+    return text_block(text)
 
 
 def text_block(text: str | None) -> SafeString | str:
-    """Return text with its line breaks."""
-    return format_html('<pre class="workflow-storage-json">{}</pre>', text) if text else NOTHING
+    """Return text with its line breaks, cut where it is too long for a page."""
+    if not text:
+        return NOTHING
+    if len(text) <= SHOWN_CHARACTERS:
+        return format_html('<pre class="workflow-storage-json">{}</pre>', text)
+    return format_html(
+        '<pre class="workflow-storage-json">{}</pre><p class="help">{}</p>',
+        text[:SHOWN_CHARACTERS],
+        _("The first %(shown)s of %(total)s characters.")
+        % {"shown": f"{SHOWN_CHARACTERS:,}", "total": f"{len(text):,}"},
+    )

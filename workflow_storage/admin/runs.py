@@ -140,5 +140,6 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
                 "states": states[:SHOWN_STATES],
                 "more": len(states) > SHOWN_STATES,
                 "site": self.admin_site.name,
+                "links": self.links_to(ExecutionState, run),
             },
         )

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.admin.base import ReadOnlyAdmin
 from workflow_storage.admin.rendering import json_block
-from workflow_storage.models import ExecutionState
+from workflow_storage.models import ExecutionState, WorkflowRun
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -40,8 +40,10 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
         return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
 
     @admin.display(description=_("workflow run"))
-    def run_link(self, state: ExecutionState) -> SafeString:
-        """Link to the page of the run."""
+    def run_link(self, state: ExecutionState) -> SafeString | str:
+        """Link to the page of the run, if there is one for this user."""
+        if not self.links_to(WorkflowRun, state):
+            return str(state.run_id)
         url = reverse(
             f"{self.admin_site.name}:workflow_storage_workflowrun_change",
             args=[quote(state.run_id)],

@@ -35,7 +35,6 @@ from workflow_storage.backends.redis.repository import (
     time_text,
 )
 from workflow_storage.base import (
-    PAGE_SIZE,
     AbstractWorkflowRunRepository,
     Attempt,
     Checkpoint,
@@ -48,6 +47,7 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
 )
 from workflow_storage.models import WorkflowRun
+from workflow_storage.paging import PageLength, emptied
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from workflow_storage.backends.redis.connection import Operation
+
+PAGE = 200
+"""Entries of an index that a list of runs reads at a time."""
 
 MAX_CHANGED_AT_ONCE = 200
 """Runs that `delete_finished` and `fail_stalled` send to the server at a time."""
@@ -121,7 +124,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         newest = NewestRuns(self.store, valid, position)
         runs: list[WorkflowRun] = []
         while len(runs) < limit:
-            page = yield from newest.page(min(limit - len(runs), PAGE_SIZE))
+            page = yield from newest.page(min(limit - len(runs), PAGE))
             if page is None:
                 break
             runs += page
@@ -143,21 +146,25 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         """See `AbstractWorkflowRunRepository.iter_runs`."""
         valid = valid_filters(filters)
         newest = NewestRuns(self.store, valid)
+        length = PageLength()
         while not valid.match_none:
-            page = self.store.execute(newest.page(PAGE_SIZE))
+            page = self.store.execute(newest.page(length.runs))
             if page is None:
                 return
-            yield from page
+            length.after(page)
+            yield from emptied(page)
 
     async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
         """Async twin of `iter_runs`."""
         valid = valid_filters(filters)
         newest = NewestRuns(self.store, valid)
+        length = PageLength()
         while not valid.match_none:
-            page = await self.store.aexecute(newest.page(PAGE_SIZE))
+            page = await self.store.aexecute(newest.page(length.runs))
             if page is None:
                 return
-            for run in page:
+            length.after(page)
+            for run in emptied(page):
                 yield run
 
     def _count_runs(self, **filters: Unpack[RunFilters]) -> Operation[int]:
@@ -315,7 +322,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         cutoff = time_text(stalled_before(idle)).encode()
         running = NewestRuns(self.store, valid_filters({"status": RunStatus.RUNNING}))
         silent: list[str] = []
-        while entries := (yield from running.entries(PAGE_SIZE)):
+        while entries := (yield from running.entries(PAGE)):
             run_ids = [run_id for _, run_id in map(parsed_entry, entries)]
             replies = yield read_signs(self.store, run_ids)
             for run_id, (status, started, attempt_started, *others) in zip(

@@ -5,6 +5,7 @@ Run by `RunsContract`, or alone.
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from workflow_storage import (
     StorageBackend,
     WorkflowRun,
 )
-from workflow_storage.base import PAGE_SIZE
+from workflow_storage.paging import FIRST_PAGE
 from workflow_storage.testing.sample_runs import STATUSES, TERMINAL, ids, newest_first, stored_run
 from workflow_storage.testing.values import against_the_store
 
@@ -151,7 +152,7 @@ class ListingContract:
         assert ids(backend.runs.list_runs(before=new)) == [old.id]
 
     def test_iter_runs_goes_on_while_its_runs_are_deleted(self, backend: StorageBackend) -> None:
-        for _ in range(PAGE_SIZE + 50):
+        for _ in range(4 * FIRST_PAGE + 5):
             stored_run(backend)
 
         seen = set()
@@ -159,5 +160,20 @@ class ListingContract:
             seen.add(run.id)
             backend.runs.delete(run.id)
 
-        assert len(seen) == PAGE_SIZE + 50
+        assert len(seen) == 4 * FIRST_PAGE + 5
         assert backend.runs.count_runs() == 0
+
+    def test_iter_runs_bounds_its_memory_by_bytes(self, backend: StorageBackend) -> None:
+        outputs = {"text": "x" * 1_000_000}
+        for _ in range(60):
+            stored_run(backend, outputs=outputs)
+
+        tracemalloc.start()
+        try:
+            count = sum(1 for _ in backend.runs.iter_runs())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert count == 60
+        assert peak < 50_000_000  # the first page is 20 MB, and as much as text

@@ -1,0 +1,64 @@
+"""How many runs to read at a time, so that a page of them is bounded by bytes; for who reads pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from workflow_storage.serialization import json_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_T = TypeVar("_T")
+
+FIRST_PAGE = 20
+"""Runs of the first page."""
+
+SMALL_PAGE = 2**20
+"""Bytes below which the next page is twice as long."""
+
+LARGE_PAGE = 8 * 2**20
+"""Bytes above which the next page is half as long."""
+
+LARGE_FIELDS = ("config_snapshot", "inputs", "outputs", "error_message")
+"""The fields of a run that can be large."""
+
+_REST = 1000
+"""Bytes of a run without these, about."""
+
+
+class PageLength:
+    """The length of the next page of runs, by the bytes that the pages before had.
+
+    Attributes:
+        runs: how many runs to read next.
+    """
+
+    def __init__(self) -> None:
+        self.runs = FIRST_PAGE
+
+    def after(self, page: Iterable[object]) -> None:
+        """Take into account how large a page was."""
+        size = sum(map(size_of, page))
+        if size < SMALL_PAGE:
+            self.runs *= 2
+        elif size > LARGE_PAGE:
+            self.runs = max(1, self.runs // 2)
+
+
+def emptied(page: list[_T]) -> Iterator[_T]:
+    """Yield what is in a page, and keep none of it."""
+    page.reverse()
+    while page:
+        yield page.pop()
+
+
+def size_of(run: object) -> int:
+    """Return about how many bytes the fields of a run have that have been read.
+
+    Args:
+        run: a run; a field that was deferred is left out, and not read now.
+    """
+    fields = vars(run)
+    large = (fields.get(name) for name in LARGE_FIELDS)
+    return _REST + sum(json_size(value) for value in large if value is not None)
