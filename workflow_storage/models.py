@@ -76,7 +76,7 @@ class WorkflowRun(models.Model):
                 fields=["workflow_name", "status", "started_at", "id"],
                 name="workflow_runs_name_status",
             ),
-            models.Index(fields=["completed_at"], name="workflow_runs_completed"),
+            models.Index(fields=["completed_at", "id"], name="workflow_runs_completed"),
             models.Index(fields=["parent_id"], name="workflow_runs_parent"),
         ]
 

@@ -30,6 +30,8 @@ MAX_WAITING_FOR = 256
 MAX_LABELS = 32
 MAX_LABEL_NAME = 64
 MAX_LABEL_VALUE = 256
+MAX_ERROR_MESSAGE = 20_000
+"""Characters of an error_message; what is longer is cut in its middle."""
 MAX_COUNT = 2**31 - 1
 _YEARS = (1000, 9998)  # what every database holds, in every time zone
 _LONGEST_IDLE = timedelta(days=36_500)
@@ -85,6 +87,15 @@ def valid_name(field: str, value: object, max_length: int) -> str:
             f"{field} holds a NUL character or a lone surrogate: {value!r}. Remove it."
         )
     return plain_text(value)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return text of at most so many characters: its beginning and its end, if it is longer."""
+    if len(text) <= limit:
+        return text
+    gap = "\n[…]\n"
+    half = (limit - len(gap)) // 2
+    return f"{text[:half]}{gap}{text[-half:]}"
 
 
 def plain_text(text: str) -> str:
@@ -432,7 +443,7 @@ def _payload(_field: str, value: object) -> object:
 
 
 def _error_text(field: str, value: object) -> str | None:
-    """Errors quote the outside world, so what cannot be stored in one is replaced."""
+    """Errors quote the outside world: what cannot be stored is replaced, what is too long is cut."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -441,7 +452,7 @@ def _error_text(field: str, value: object) -> str | None:
     if _has_lone_surrogate(text):
         # A surrogate pair that Python holds as two halves is one character.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return cut(text, MAX_ERROR_MESSAGE)
 
 
 def _whole_number(field: str, value: object) -> int | None:

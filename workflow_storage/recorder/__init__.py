@@ -4,10 +4,11 @@ Works on every backend, through the two repositories only.
 """
 
 from workflow_storage.recorder.ending import END_PATIENCE
-from workflow_storage.recorder.failures import MAX_ERROR_MESSAGE, describe_error
+from workflow_storage.recorder.failures import describe_error
 from workflow_storage.recorder.opening import RESUMABLE
 from workflow_storage.recorder.recording import Recording, record_run, resume_run
 from workflow_storage.recorder.run import RecordedRun, current_run
+from workflow_storage.validation import MAX_ERROR_MESSAGE
 
 __all__ = [
     "END_PATIENCE",

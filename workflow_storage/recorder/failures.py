@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 from workflow_storage.exceptions import InvalidFieldError, RunLostError
 from workflow_storage.serialization import payload_json
 from workflow_storage.status import RunStatus
+from workflow_storage.validation import MAX_ERROR_MESSAGE, cut
 
 logger = logging.getLogger(__name__)
-
-MAX_ERROR_MESSAGE = 20_000
-"""Characters of an error_message that is made from an exception."""
 
 
 class Outcome(NamedTuple):
@@ -81,16 +79,8 @@ def describe_error(exc: BaseException) -> str:
     try:
         described = traceback.TracebackException.from_exception(exc, compact=True)
         summary = "".join(described.format_exception_only()).strip()
-        text = f"{_cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{''.join(described.format()).strip()}"
+        text = f"{cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{''.join(described.format()).strip()}"
     except Exception:
         logger.warning("An exception cannot be described", exc_info=True)
         text = f"{type(exc).__name__} (its message and traceback cannot be printed)"
-    return _cut(text, MAX_ERROR_MESSAGE)
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    gap = "\n[…]\n"
-    half = (limit - len(gap)) // 2
-    return f"{text[:half]}{gap}{text[-half:]}"
+    return cut(text, MAX_ERROR_MESSAGE)

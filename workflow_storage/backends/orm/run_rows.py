@@ -13,15 +13,17 @@ from django.db.models import (
     FloatField,
     Func,
     OuterRef,
+    ProtectedError,
     Q,
     QuerySet,
+    RestrictedError,
     Subquery,
     Value,
     When,
 )
 from django.db.models.functions import Coalesce, Greatest
 
-from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm.compiled_queries import Parameter, delete_rows
 from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
@@ -110,7 +112,7 @@ class RunRows(Database):
 
     def replace_labels(self, run_id: str, labels: Mapping[str, str]) -> None:
         """Let the rows of the labels of a run, which is locked, be these."""
-        self.labels.filter(run_id=run_id).delete()
+        delete_rows(self.labels.filter(run_id=run_id))
         for started_at in self.run(run_id).values_list("started_at", flat=True):
             self.insert_labels(run_id, labels, started_at)
 
@@ -141,17 +143,23 @@ class RunRows(Database):
         )
 
     def delete(self, run_ids: list[str]) -> None:
-        """Delete runs, which are locked, with all that belongs to them."""
+        """Delete runs, which are locked, with all that belongs to them.
+
+        Signals are sent for the runs alone: what else there is of a run can be large.
+
+        Raises:
+            IntegrityError: if something refers to one of them that is not to go with it.
+        """
         has_snapshot = self.has_snapshot
         try:
             for rows in (self.labels, self.attempts, self.states):
-                rows.filter(run_id__in=run_ids).delete()
+                delete_rows(rows.filter(run_id__in=run_ids))
             self.runs.filter(pk__in=run_ids).only("pk").delete()
             if has_snapshot:
                 # Rows that were added since then would make the caller's COMMIT fail.
                 self.check_references(WorkflowRun)
         except IntegrityError as exc:
-            if has_snapshot:
+            if has_snapshot and not isinstance(exc, ProtectedError | RestrictedError):
                 raise conflict(self.alias, exc) from exc
             raise
 

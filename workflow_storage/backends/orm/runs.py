@@ -15,6 +15,7 @@ from workflow_storage.attempts import (
     refusal,
     status_change,
 )
+from workflow_storage.backends.orm.compiled_queries import delete_rows
 from workflow_storage.backends.orm.conditions import (
     Condition,
     before_run,
@@ -25,6 +26,7 @@ from workflow_storage.backends.orm.conditions import (
     with_parameters,
     with_values,
 )
+from workflow_storage.backends.orm.deleting import Deletion
 from workflow_storage.backends.orm.errors import (
     Patience,
     conflict,
@@ -308,20 +310,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         if valid.match_none:
             return 0
         finished = with_values(self._rows.runs, conditions_of(valid))
-        finished = finished.filter(completed_at__lt=before).order_by("completed_at")
-        deleted = 0
-        while count := self._delete_batch(finished, size):
-            deleted += count
-        return deleted
-
-    @tries_again
-    def _delete_batch(self, runs: QuerySet[WorkflowRun], size: int) -> int:
-        with self._rows.read_committed():
-            self._rows.begin_writing()
-            batch = self._rows.with_lock(runs)[:size]
-            run_ids = list(batch.values_list("pk", flat=True))
-            self._rows.delete(run_ids)
-        return len(run_ids)
+        return Deletion(self._rows, finished.filter(completed_at__lt=before), size).carry_out()
 
     @reading
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
@@ -380,7 +369,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
             self._refuse_if_changed(run.id, over)
             self._rows.runs.filter(pk=fields.pop("id")).update(**fields)
             self._rows.replace_labels(run.id, fields["labels"])
-            self._rows.attempts.filter(run_id=run.id).delete()
+            delete_rows(self._rows.attempts.filter(run_id=run.id))
             self._rows.insert_attempts(run.id, ended)
 
     @operation

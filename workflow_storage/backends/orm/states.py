@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from django.db import DEFAULT_DB_ALIAS
 
+from workflow_storage.backends.orm.compiled_queries import delete_rows
 from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.state_rows import (
@@ -177,7 +178,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             first = newest + 1 - keep_last
             if keep_last:
                 self._make_whole(states, first, newest)
-            return states.filter(step__lt=first).delete()[0]
+            return delete_rows(states.filter(step__lt=first))
 
     def _make_whole(self, states: QuerySet[ExecutionState], first: int, newest: int) -> None:
         """Store those states whole whose bases come before the first that is kept."""

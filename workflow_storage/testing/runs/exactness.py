@@ -28,6 +28,7 @@ from workflow_storage.testing.values import (
 
 if TYPE_CHECKING:
     from workflow_storage import StorageBackend
+from workflow_storage.validation import MAX_ERROR_MESSAGE
 
 
 class ExactnessContract:
@@ -98,6 +99,23 @@ class ExactnessContract:
 
         backend.runs.update_status(run.id, "failed", error_message="\udfff")
         assert read_run(backend, run).error_message == "\ufffd"
+
+    def test_an_error_message_is_bounded(self, backend: StorageBackend) -> None:
+        beginning, end = "what went wrong", "where"
+        message = f"{beginning}{'x' * 1_000_000}{end}"
+        run = stored_run(backend, error_message=message)
+        stored = [read_run(backend, run).error_message]
+        backend.runs.update(run.id, error_message=message)
+        stored.append(read_run(backend, run).error_message)
+        backend.runs.update_status(run.id, "failed", error_message=message)
+        stored.append(read_run(backend, run).error_message)
+        backend.runs.update_status(run.id, "running")
+        stored.append(backend.runs.list_attempts(run.id)[0].error_message)
+
+        for text in filter(None, stored):
+            assert len(text) <= MAX_ERROR_MESSAGE
+            assert text.startswith(beginning)
+            assert text.endswith(end)
 
     @against_the_store
     @given(message=any_text)
