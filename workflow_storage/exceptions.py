@@ -4,8 +4,6 @@ A message says first what is wrong, then what to do; it is written once, here.
 All errors survive pickling, so they reach the caller of a task queue whole.
 """
 
-from typing import Literal
-
 
 class StorageError(Exception):
     """The root of every error of this package."""
@@ -255,23 +253,18 @@ class UnsupportedBackendError(StorageError, ValueError):
 class CannotMoveError(StorageError, ValueError):
     """Runs cannot be moved from a store to itself, or inside a transaction."""
 
-    _MESSAGES = {
-        "transaction": (
+    def __str__(self) -> str:
+        return (
             "Runs cannot be moved inside a transaction, whose rollback would lose them. "
             "Move them outside of transaction.atomic() and ATOMIC_REQUESTS."
-        ),
-        "same store": (
-            "The source and the target are the same store. Name another target, or copy "
-            "without moving."
-        ),
-    }
+        )
 
-    def __init__(self, reason: Literal["transaction", "same store"]) -> None:
-        super().__init__(reason)
-        self.reason = reason
+
+class SameStoreError(CannotMoveError):
+    """Runs cannot be copied or moved from a store to itself."""
 
     def __str__(self) -> str:
-        return self._MESSAGES[self.reason]
+        return "The source and the target are the same store. Name another target."
 
 
 class SnapshotError(StorageError):

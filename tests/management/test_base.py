@@ -12,7 +12,7 @@ from workflow_storage.testing import new_run, stored_run
     [
         (("show_run", "gone"), "Workflow run not found: gone"),
         (("list_runs", "--before", "gone"), "Workflow run not found: gone"),
-        (("list_runs", "--limit", "-1"), "limit is -1"),
+        (("list_runs", "--limit", "-1"), "is no whole number"),
         (("list_runs", "--backend", "mongodb://x"), "Unsupported storage backend"),
         (("list_runs", "--status", "done"), "invalid choice"),
     ],

@@ -24,6 +24,7 @@ from workflow_storage.testing import changed_state, in_threads, new_run, stored_
 from workflow_storage.transfer import (
     CannotMoveError,
     DamagedLine,
+    SameStoreError,
     copy_runs,
     export_runs,
     import_runs,
@@ -422,7 +423,14 @@ def test_a_run_that_does_not_read_back_equal_is_not_deleted(two, monkeypatch):
     assert source.runs.get(run.id) is not None
 
 
-def test_a_store_is_not_moved_to_itself_under_another_name(any_url, any_backend):
+@pytest.mark.parametrize("move", [False, True])
+def test_a_store_is_not_copied_to_itself(any_backend, move):
+    stored_run(any_backend, status="completed")
+    with pytest.raises(SameStoreError, match="are the same store"):
+        list(copy_runs(any_backend, any_backend, move=move))
+
+
+def test_a_store_is_not_copied_or_moved_to_itself_under_another_name(any_url, any_backend):
     run = stored_run(any_backend, status="completed")
     separator = "&" if "?" in any_url else "?"
     other = {"sqlite": any_url.replace("sqlite:///", "sqlite:////")}.get(
@@ -431,9 +439,9 @@ def test_a_store_is_not_moved_to_itself_under_another_name(any_url, any_backend)
     )
     again = create_storage_backend(other)
 
-    with pytest.raises(CannotMoveError, match="are the same store"):
-        list(copy_runs(any_backend, again, move=True))
-    assert [result.outcome for result in copy_runs(any_backend, again)] == ["unchanged"]
+    for move in (True, False):
+        with pytest.raises(SameStoreError, match="are the same store"):
+            list(copy_runs(any_backend, again, move=move))
 
     assert any_backend.runs.get(run.id) is not None
     assert any_backend.runs.count_runs() == 1

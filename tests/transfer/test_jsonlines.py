@@ -2,17 +2,24 @@
 
 import gzip
 import json
+import sys
 import tracemalloc
 from datetime import datetime
 
 import pytest
 from django.utils import timezone
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from tests.transfer.conftest import outcomes
 from workflow_storage import Attempt, WorkflowRun
 from workflow_storage.testing import new_run, stored_run
 from workflow_storage.transfer import (
     DamagedLine,
+    ExportFileError,
     copy_runs,
     export_runs,
     import_runs,
@@ -206,3 +213,62 @@ def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch
     for small, large in zip(*peaks, strict=True):
         assert large < small * 1.5
     assert gzip.decompress(path.read_bytes())
+
+
+class TestBombs:
+    """Small files that unpack to what would fill the memory."""
+
+    @pytest.fixture
+    def good_lines(self, two, tmp_path):
+        source, _ = two
+        stored_run(source, id="first")
+        stored_run(source, id="second")
+        list(export_runs(source, tmp_path / "good.jsonl"))
+        return (tmp_path / "good.jsonl").read_bytes().splitlines(keepends=True)
+
+    @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+    def test_a_line_that_is_too_long_is_reported_and_the_rest_goes_in(
+        self, two, tmp_path, good_lines, suffix
+    ):
+        _, target = two
+        path = tmp_path / f"runs.jsonl{suffix}"
+        bomb = b'{"workflow_storage": 1, "run": "' + b" " * 20_000_000 + b'"}\n'
+        open_file = {"": open, ".gz": gzip.open, ".zst": zstd.open}[suffix]
+        with open_file(path, "wb") as file:
+            for part in (good_lines[0], bomb, good_lines[1], b" " * 20_000_000):
+                file.write(part)
+
+        tracemalloc.start()
+        try:
+            results = list(import_runs(path, target, max_line=1_000_000))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        damaged = [result for result in results if isinstance(result, DamagedLine)]
+        assert [line.number for line in damaged] == [2, 4]
+        assert all("is longer than 1 MB" in line.reason for line in damaged)
+        assert target.runs.count_runs() == 2
+        assert peak < 10_000_000
+
+    def test_a_line_of_the_greatest_length_goes_in(self, two, tmp_path, good_lines):
+        _, target = two
+        (line, _) = good_lines
+        path = tmp_path / "runs.jsonl"
+        path.write_bytes(line)
+
+        (refused,) = import_runs(path, target, max_line=len(line) - 2)
+        assert isinstance(refused, DamagedLine)
+        (done,) = import_runs(path, target, max_line=len(line))
+        assert done.outcome == "copied"
+
+    def test_a_file_that_declares_to_unpack_to_gigabytes_is_refused_at_once(self, two, tmp_path):
+        _, target = two
+        path = tmp_path / "runs.jsonl.zst"
+        path.write_bytes(zstd.compress(bytes(2 * 2**30)))
+        assert path.stat().st_size < 300_000
+
+        with pytest.raises(
+            ExportFileError, match=r"unpack to 2,147,483,648, which are no exported"
+        ):
+            list(import_runs(path, target))

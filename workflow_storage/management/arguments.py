@@ -1,18 +1,20 @@
 """The arguments that commands have in common, and how their values are read.
 
 Every command takes its store, its selection of runs and its times from here, so that they
-are called the same everywhere.
+are called the same everywhere. What reads a value takes text, from a terminal, and the value
+itself, from ``call_command()``, which passes on what it is given.
 """
 
 from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError
+from datetime import date as date_type
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Any
 
-from django.utils.dateparse import parse_date, parse_datetime
+from django.utils.dateparse import parse_date, parse_datetime, parse_duration
 
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import in_project_time
@@ -66,37 +68,62 @@ def filters_of(options: dict[str, Any]) -> RunFilters:
     return {
         "workflow_name": options["workflow"],
         "status": options["status"],
-        "started_before": options["started_before"],
+        "started_before": None
+        if options["started_before"] is None
+        else moment(options["started_before"]),
     }
 
 
-def moment(text: str) -> datetime:
+def moment(value: object) -> datetime:
     """Read a date or a time, in the project's time zone unless it has one.
 
     Raises:
         ArgumentTypeError: if it is neither.
     """
     try:
-        date = parse_date(text)
-        value = parse_datetime(text) if date is None else datetime.combine(date, time_of_day.min)
-        value = None if value is None else in_project_time(value)
+        if isinstance(value, datetime):
+            return in_project_time(value)
+        date = value if isinstance(value, date_type) else parse_date(str(value))
+        time = None if date is None else datetime.combine(date, time_of_day.min)
+        time = time or parse_datetime(str(value))
+        if time is not None:
+            return in_project_time(time)
     except (ValueError, OverflowError):
-        value = None
-    if value is None:
-        raise ArgumentTypeError(f"{text!r} is no time. Write 2026-01-31 or 2026-01-31T12:00.")
-    return value
+        pass
+    raise ArgumentTypeError(f"{value!r} is no time. Write 2026-01-31 or 2026-01-31T12:00.")
 
 
-def duration(text: str) -> timedelta:
+def duration(value: object) -> timedelta:
     """Read how long something takes, such as ``15m``.
 
     Raises:
         ArgumentTypeError: if it is no such text, or longer than a `timedelta` can be.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if match is None:
-        raise ArgumentTypeError(f"{text!r} is no time. Write a number with s, m, h or d: 15m.")
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     try:
-        return timedelta(**{UNITS[match[2]]: float(match[1])})
+        # As a timedelta is written: call_command() makes text of an argument that is required.
+        given = timedelta(**{UNITS[match[2]]: float(match[1])}) if match else _as_written(text)
     except OverflowError as exc:
-        raise ArgumentTypeError(f"{text!r} is too long.") from exc
+        raise ArgumentTypeError(f"{value!r} is too long.") from exc
+    if given is None:
+        raise ArgumentTypeError(f"{value!r} is no time. Write a number with s, m, h or d: 15m.")
+    return given
+
+
+def _as_written(text: str) -> timedelta | None:
+    return parse_duration(text) if ":" in text else None
+
+
+def count(value: object) -> int:
+    """Read how many, 1 or more.
+
+    Raises:
+        ArgumentTypeError: if it is no whole number, or less.
+    """
+    text = str(value)
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise ArgumentTypeError(f"{value!r} is no whole number of 1 or more.")
+    return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,15 @@ def command_errors() -> Iterator[None]:
     """Show what the user can mend as an error of the command, without a traceback."""
     try:
         yield
-    except (StorageError, ImproperlyConfigured, ValidationError, ValueError, OSError) as exc:
+    except (
+        StorageError,
+        ImproperlyConfigured,
+        ValidationError,
+        ArgumentTypeError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as exc:
         raise CommandError(str(exc)) from exc
 
 

@@ -5,7 +5,7 @@ source only after it has been read back equal. Every transfer can be interrupted
 again: what is there already is not written twice.
 """
 
-from workflow_storage.exceptions import CannotMoveError, ExportFileError
+from workflow_storage.exceptions import CannotMoveError, ExportFileError, SameStoreError
 from workflow_storage.transfer.copying import (
     MAX_ATTEMPTS,
     PROBE,
@@ -15,17 +15,25 @@ from workflow_storage.transfer.copying import (
     copy_runs,
 )
 from workflow_storage.transfer.files import is_stream
-from workflow_storage.transfer.jsonlines import FORMAT, DamagedLine, export_runs, import_runs
+from workflow_storage.transfer.jsonlines import (
+    FORMAT,
+    MAX_LINE,
+    DamagedLine,
+    export_runs,
+    import_runs,
+)
 
 __all__ = [
     "FORMAT",
     "MAX_ATTEMPTS",
+    "MAX_LINE",
     "PROBE",
     "STATES_AT_ONCE",
     "CannotMoveError",
     "DamagedLine",
     "ExportFileError",
     "Outcome",
+    "SameStoreError",
     "Transferred",
     "copy_runs",
     "export_runs",

@@ -18,6 +18,7 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
+    SameStoreError,
     StepConflictError,
     StorageError,
     StorageUnavailableError,
@@ -46,6 +47,7 @@ _COPIED_BY_ANOTHER = (
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
+    SameStoreError,
     StepConflictError,
 )
 
@@ -89,15 +91,15 @@ def copy_runs(
         What became of each run, once it is done. The copying goes on with the iteration.
 
     Raises:
-        CannotMoveError: before anything is done, if `move` has the same store twice, or one of
-            them has a transaction open: a rollback would lose what was deleted elsewhere.
+        SameStoreError: (a CannotMoveError) before anything is done, if the two are one store.
+        CannotMoveError: before anything is done, with `move` and if one of them has a
+            transaction open: a rollback would lose what was deleted elsewhere.
         StorageUnavailableError: if a store does not answer; call it again to go on.
     """
+    if move and (source.in_transaction() or target.in_transaction()):
+        raise CannotMoveError
+    _refuse_same_store(source, target)
     refuse_useless(target)
-    if move:
-        if source.in_transaction() or target.in_transaction():
-            raise CannotMoveError("transaction")
-        _refuse_same_store(source, target)
     for run in source.runs.iter_runs(**filters):
         with suppress(RunNotFoundError):  # deleted in the source meanwhile
             yield _copied(run, source, target, move=move)
@@ -330,6 +332,8 @@ def _refuse_same_store(source: StorageBackend, target: StorageBackend) -> None:
     """
     from workflow_storage.models import WorkflowRun
 
+    if source is target or (source.alias is not None and source.alias == target.alias):
+        raise SameStoreError
     if type(source.runs) is not type(target.runs):
         return
     now = timezone.now()
@@ -342,4 +346,4 @@ def _refuse_same_store(source: StorageBackend, target: StorageBackend) -> None:
     finally:
         target.runs.delete(probe.id)
     if same:
-        raise CannotMoveError("same store")
+        raise SameStoreError

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 DAMAGE = (OSError, EOFError, zlib.error, zstd.ZstdError)
 """What reading on in a damaged file raises."""
 
+MANY = 256 * 2**20
+"""Bytes that any file may unpack to."""
+
+HIGHEST_RATIO = 5000
+"""How much smaller than what it unpacks to a file of runs is at most. Lines that repeat one large
+state reach some hundreds; nothing but zeros, 30,000."""
+
+_FRAME_HEADER = 18  # https://datatracker.ietf.org/doc/html/rfc8878#name-frame-header
+_SKIPPED_AT_ONCE = 2**20
+
 _COMPRESSED = frozenset({".gz", ".zst"})
 _OPEN_FILES = frozenset(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
 """Where files have names that are already open, such as ``/dev/stdout``."""
@@ -44,10 +54,41 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file to read from.
 
     Raises:
-        ExportFileError: if it cannot be opened.
+        ExportFileError: if it cannot be opened, or is made to unpack without end.
     """
+    with _errors_of(path):
+        _refuse_bomb(path)
     with _errors_of(path), _opened(path, path.suffix, "rb") as file:
         yield file
+
+
+def line_of(file: IO[bytes], limit: int) -> bytes | None:
+    """Return the next line of a file, nothing at its end; None if it was longer than the limit."""
+    line = file.readline(limit + 1)
+    if len(line) <= limit or line.endswith(b"\n"):
+        return line
+    while not line.endswith(b"\n"):
+        line = file.readline(_SKIPPED_AT_ONCE)
+        if not line:
+            break
+    return None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a file that says of itself that it unpacks to what no runs unpack to."""
+    if path.suffix != ".zst" or not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(_FRAME_HEADER)
+    try:
+        declared = zstd.get_frame_info(head).decompressed_size
+    except zstd.ZstdError:
+        return  # which is found when it is read
+    size = path.stat().st_size
+    if declared is not None and declared > max(MANY, size * HIGHEST_RATIO):
+        raise ExportFileError(
+            str(path), f"{size:,} bytes that unpack to {declared:,}, which are no exported runs"
+        )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from workflow_storage.transfer.copying import (
     bring_up_to_date,
     refuse_useless,
 )
-from workflow_storage.transfer.files import DAMAGE, is_cut_to_nothing, reading, writing
+from workflow_storage.transfer.files import DAMAGE, is_cut_to_nothing, line_of, reading, writing
 from workflow_storage.validation import (
     RUN_FIELDS,
     in_project_time,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """The version of the lines that `export_runs` writes, under the key ``workflow_storage``."""
+
+MAX_LINE = 256 * 2**20
+"""Bytes of the longest line that `import_runs` reads, unless it is told otherwise."""
 
 _TIMES = frozenset(
     {
@@ -91,19 +94,23 @@ def export_runs(
             yield _exported(run, source, file)
 
 
-def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferred | DamagedLine]:
+def import_runs(
+    path: str | Path, target: StorageBackend, *, max_line: int = MAX_LINE
+) -> Iterator[Transferred | DamagedLine]:
     """Store the runs of a file that `export_runs` wrote; the same holds as for `copy_runs`.
 
     Args:
         path: the file; gzip or zstd if it ends in ``.gz`` or ``.zst``.
         target: where the runs go.
+        max_line: bytes of the longest line, a run with all its states; more is damage, so that a
+            small file that unpacks to gigabytes fills no memory.
 
     Yields:
         What became of each run; and each line that is damaged, after which it goes on. A file
         that ends too early, or cannot be decompressed any further, is a damaged line, too.
 
     Raises:
-        ExportFileError: if the file cannot be opened.
+        ExportFileError: if the file cannot be opened, or declares to unpack to what no runs do.
         StorageUnavailableError: if the store does not answer; call it again to go on.
     """
     path = Path(path)
@@ -111,10 +118,17 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
     with reading(path) as file:
         for number in itertools.count(1):
             try:
-                line = file.readline()
+                line = line_of(file, max_line)
             except DAMAGE as exc:
                 yield DamagedLine(number, f"the file is damaged from here on: {exc}")
                 return
+            if line is None:
+                yield DamagedLine(
+                    number,
+                    f"it is longer than {max_line / 2**20:,.0f} MB. If you trust the file, and have "
+                    "some ten times as much memory, raise max_line (--max-line).",
+                )
+                continue
             if not line:
                 if number == 1 and is_cut_to_nothing(path):
                     yield DamagedLine(1, "the file is empty, which no compressed file is")
@@ -125,6 +139,9 @@ def import_runs(path: str | Path, target: StorageBackend) -> Iterator[Transferre
                 run, history = _parsed_line(line)
             except (ValueError, TypeError, OverflowError, StorageError) as exc:
                 yield DamagedLine(number, str(exc))
+                continue
+            except MemoryError:
+                yield DamagedLine(number, "it takes more memory than there is")
                 continue
             done = bring_up_to_date(run, history, target)
             if done.reason:

@@ -4,7 +4,7 @@ import io
 from datetime import timedelta
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from tests.recorder.conftest import only_run
@@ -38,3 +38,19 @@ class TestFailStalledRuns:
     def test_a_time_that_is_none_is_a_command_error(self, idle):
         with pytest.raises(Exception, match=r"is no time|is too long|expected one argument"):
             call_command("fail_stalled_runs", f"--idle={idle}")
+
+    @pytest.mark.parametrize(
+        "idle", [timedelta(minutes=15), timedelta(days=1, seconds=5), "15m", "0:15:00"], ids=str
+    )
+    def test_call_command_takes_python_values(self, backend, any_url, idle):
+        old = timezone.now() - timedelta(days=2)
+        run = stored_run(backend, status="running", started_at=old)
+
+        call_command("fail_stalled_runs", idle=idle, backend=any_url, stdout=io.StringIO())
+
+        assert backend.runs.get(run.id).status == "failed"
+
+    @pytest.mark.parametrize("idle", ["soon", 15, timedelta(seconds=-1)], ids=str)
+    def test_call_command_refuses_what_is_no_time(self, backend, any_url, idle):
+        with pytest.raises(CommandError, match=r"is no time|is negative"):
+            call_command("fail_stalled_runs", idle=idle, backend=any_url)

@@ -8,6 +8,7 @@ from workflow_storage.factory import create_storage_backend
 from workflow_storage.management.arguments import STORE, add_filters, filters_of
 from workflow_storage.management.base import command_errors, existing_backend
 from workflow_storage.management.progress import TransferCommand
+from workflow_storage.transfer import copy_runs
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -39,8 +40,6 @@ class Command(TransferCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Copy the runs."""
-        from workflow_storage.transfer import copy_runs
-
         with command_errors():
             source = existing_backend(options["source"])
             target = create_storage_backend(options["target"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_storage.management.arguments import add_backend, add_filters, filters_of
 from workflow_storage.management.base import command_errors, existing_backend
 from workflow_storage.management.progress import TransferCommand
+from workflow_storage.transfer import export_runs, is_stream
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -34,8 +35,6 @@ class Command(TransferCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Write the file."""
-        from workflow_storage.transfer import export_runs, is_stream
-
         with command_errors():
             if is_stream(Path(options["file"])):
                 self.keep_from_stdout()

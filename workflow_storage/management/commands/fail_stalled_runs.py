@@ -38,7 +38,7 @@ class Command(StorageCommand):
 
     def show(self, backend: StorageBackend, options: dict[str, Any]) -> None:
         """Fail the runs, and list them."""
-        idle = options["idle"]
+        idle = duration(options["idle"])
         runs = backend.runs.list_stalled(idle)
         if not options["dry_run"]:
             failed = [run.id for run in runs if backend.runs.fail_stalled(idle, run_id=run.id)]

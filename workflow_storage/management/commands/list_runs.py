@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.arguments import add_run_filters
+from workflow_storage.management.arguments import add_run_filters, count
 from workflow_storage.management.base import StorageCommand
 from workflow_storage.management.tables import as_json, run_as_dict, runs_table, write_tables
 
@@ -23,7 +23,7 @@ class Command(StorageCommand):
         """Add the filters."""
         super().add_arguments(parser)
         add_run_filters(parser)
-        parser.add_argument("--limit", type=int, default=20, help="How many runs. Default: 20.")
+        parser.add_argument("--limit", type=count, default=20, help="How many runs. Default: 20.")
         parser.add_argument("--before", metavar="ID", help="The page after the run with this id.")
 
     def show(self, backend: StorageBackend, options: dict[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Command(StorageCommand):
             workflow_name=options["workflow"],
             status=options["status"],
             before=options["before"],
-            limit=options["limit"],
+            limit=count(options["limit"]),
         )
         if options["format"] == "json":
             self.stdout.write(as_json([run_as_dict(run) for run in runs]))
