@@ -23,6 +23,7 @@ from workflow_storage import (
     WorkflowRun,
     acreate_storage_backend,
     create_storage_backend,
+    factory,
 )
 from workflow_storage.config import registered_aliases
 from workflow_storage.factory import forget
@@ -140,6 +141,34 @@ class TestSQLite:
         with pytest.raises(UnsupportedBackendError, match="cannot be opened with these options"):
             create_storage_backend(f"sqlite:///options.db?{options}")
         assert create_storage_backend("sqlite:///options.db").runs.count_runs() == 0
+
+    def test_a_deleted_working_directory_is_no_matter_to_what_is_not_in_it(
+        self, tmp_path, monkeypatch
+    ):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+
+        absolute = create_storage_backend(f"sqlite:///{tmp_path}/absolute.db")
+        assert create_storage_backend(f"sqlite:///{tmp_path}/absolute.db") is absolute
+        assert create_storage_backend() is create_storage_backend("default")
+        for relative in ("sqlite", "sqlite:///relative.db", StorageConfig(path="x/y.db")):
+            with pytest.raises(UnsupportedBackendError, match="directory, which has been deleted"):
+                create_storage_backend(relative)
+
+        monkeypatch.chdir(tmp_path)
+        assert create_storage_backend("sqlite:///relative.db").runs.count_runs() == 0
+
+    def test_nothing_more_is_kept_for_each_working_directory(self, tmp_path, monkeypatch):
+        stores = ["default", f"sqlite:///{tmp_path}/one.db", StorageConfig(path=f"{tmp_path}/2.db")]
+        first = [create_storage_backend(store) for store in stores]
+        kept = len(vars(factory)["_backends"])
+        for number in range(5):
+            (tmp_path / str(number)).mkdir()
+            monkeypatch.chdir(tmp_path / str(number))
+            assert [create_storage_backend(store) for store in stores] == first
+        assert len(vars(factory)["_backends"]) == kept
 
     def test_path_may_be_a_path(self, tmp_path):
         create_storage_backend(StorageConfig(path=tmp_path / "p.db"))

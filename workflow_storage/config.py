@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _NO_ENGINE = "django.db.backends.dummy"
@@ -92,6 +92,11 @@ def project_databases() -> dict[str, dict[str, Any]]:
         if alias not in registered_aliases
         and database.get("ENGINE", _NO_ENGINE) not in {"", _NO_ENGINE}
     }
+
+
+def database_name(alias: str) -> str:
+    """Return the name of a database as the user knows it; the alias of some is ours."""
+    return str(connections[alias].settings_dict["NAME"]) if alias in registered_aliases else alias
 
 
 def storage_config(config: StorageConfig | str | None = None) -> StorageConfig:

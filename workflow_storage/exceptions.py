@@ -23,14 +23,27 @@ class StorageUnavailableError(StorageError):
 class TablesMissingError(StorageUnavailableError):
     """The database answers, but the tables are not there, or are of an older version."""
 
-    def __init__(self, alias: str) -> None:
-        super().__init__(alias)
+    def __init__(self, alias: str, name: str | None = None) -> None:
+        """Say where the tables are missing.
+
+        Args:
+            alias: the alias of the database.
+            name: its name or path, if it was given by URL or path, and the alias is ours.
+        """
+        super().__init__(alias, name)
         self.alias = alias
+        self.name = name
 
     def __str__(self) -> str:
+        if self.name is None:
+            return (
+                f"The tables of workflow_storage are missing or out of date in database "
+                f"{self.alias!r}. Run: manage.py migrate --database {self.alias}"
+            )
         return (
-            f"The tables of workflow_storage are missing or out of date in database "
-            f"{self.alias!r}. Run: manage.py migrate --database {self.alias}"
+            f"The tables of workflow_storage are missing or out of date in database {self.name!r}. "
+            "They were made when this process opened the store: find out what became of them, and "
+            "start the process anew, which makes them where there are none."
         )
 
 

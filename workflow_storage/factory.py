@@ -63,7 +63,7 @@ def create_storage_backend(config: StorageConfig | str | None = None) -> Storage
         config.path,
         config.own_connection,
         config.async_connections,
-        os.getcwd(),  # noqa: PTH109 - no object a call
+        _directory(config),
     )
     backend = _backends.get(key)
     if backend is None:
@@ -72,6 +72,23 @@ def create_storage_backend(config: StorageConfig | str | None = None) -> Storage
             if backend is None:
                 backend = _backends[key] = _opened(config)
     return backend
+
+
+def _directory(config: StorageConfig) -> str | None:
+    """Return the working directory, if that is where the store of a configuration is."""
+    if config.backend == "sqlite":
+        is_relative = not config.path.startswith(_ABSOLUTE)
+    else:
+        is_relative = config.backend.startswith("sqlite:///") and config.backend[10:11] != "/"
+    if not is_relative:
+        return None
+    try:
+        return os.getcwd()  # noqa: PTH109 - no object a call
+    except FileNotFoundError:
+        return None  # whoever opens the store says so
+
+
+_ABSOLUTE = ("/", "~", "file:", ":memory:")
 
 
 async def acreate_storage_backend(config: StorageConfig | str | None = None) -> StorageBackend:

@@ -1,10 +1,12 @@
 """Connections that die, become read-only or break at a bad moment, on real servers."""
 
+import shutil
 import time
 from urllib.parse import quote, urlsplit
 
 import pytest
 from django.db import OperationalError, connections, transaction
+from django.utils import timezone
 
 from tests.proxy import proxy_of, through
 from tests.servers import free_ports
@@ -12,6 +14,7 @@ from workflow_storage import (
     StorageConfig,
     StorageError,
     StorageUnavailableError,
+    TablesMissingError,
     UnsupportedBackendError,
     create_storage_backend,
     record_run,
@@ -490,3 +493,60 @@ def test_signals_are_sent_once_the_caller_has_committed(sql_backend):
 
     assert sent == [checkpoint_saved, run_finished]
     assert sql_backend.runs.get(run.run_id).status == "completed"
+
+
+class TestDeletedFiles:
+    """A SQLite file that is deleted or replaced while it is open."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "runs.db"
+
+    @pytest.fixture
+    def store(self, path, django_db_blocker):
+        with django_db_blocker.unblock():
+            store = create_storage_backend(f"sqlite:///{path}")
+            yield store
+            forget(store.alias)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda store, run: store.runs.get(run.id),
+            lambda store, run: store.states.save_state(run.id, {}, "node"),
+            lambda store, run: store.states.writer(run.id).save_state({}, "node"),
+            lambda store, run: store.runs.update_status(run.id, "running"),
+            lambda store, run: store.runs.delete_finished(before=timezone.now()),
+        ],
+        ids=["get", "save_state", "writer", "update_status", "delete_finished"],
+    )
+    def test_are_noticed_by_the_next_call(self, store, path, call):
+        run = stored_run(store)
+        for file in path.parent.glob("runs.db*"):
+            file.unlink()
+
+        with pytest.raises(StorageUnavailableError, match=r"runs\.db was deleted or replaced"):
+            call(store, run)
+        with pytest.raises(TablesMissingError, match=r"runs\.db") as error:
+            store.runs.get(run.id)
+
+        assert "workflow_storage_" not in str(error.value)
+
+    def test_what_is_there_in_its_place_is_used_then(self, store, path):
+        run = stored_run(store)
+        connections[store.alias].close()
+        shutil.copy(path, path.with_name("backup.db"))
+        assert store.runs.get(run.id) is not None
+        path.with_name("backup.db").replace(path)
+
+        with pytest.raises(StorageUnavailableError, match="deleted or replaced"):
+            store.runs.get(run.id)
+        assert store.runs.get(run.id) is not None
+        store.states.save_state(run.id, {}, "node")
+
+    def test_in_the_callers_transaction_it_is_noticed_too(self, store, path):
+        run = stored_run(store)
+        with pytest.raises(StorageUnavailableError), transaction.atomic(using=store.alias):
+            store.states.save_state(run.id, {}, "node")
+            path.unlink()
+            store.states.save_state(run.id, {}, "node")

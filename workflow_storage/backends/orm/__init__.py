@@ -14,14 +14,13 @@ from django.db.utils import load_backend
 from workflow_storage.backends.orm.async_threads import ASYNC_CONNECTIONS, AsyncThreads
 from workflow_storage.backends.orm.checks import check_database, narrow_charset
 from workflow_storage.backends.orm.connections import in_callers_transaction
-from workflow_storage.backends.orm.errors import database_name
 from workflow_storage.backends.orm.heartbeats import connection_beside, impatiently
 from workflow_storage.backends.orm.own_connection import in_transaction_beyond_test
 from workflow_storage.backends.orm.registration import registered, settings_of
 from workflow_storage.backends.orm.runs import DjangoWorkflowRunRepository
 from workflow_storage.backends.orm.states import DjangoExecutionStateRepository
 from workflow_storage.base import StorageBackend
-from workflow_storage.config import project_databases, without_password
+from workflow_storage.config import database_name, project_databases, without_password
 from workflow_storage.exceptions import UnsupportedBackendError
 
 if TYPE_CHECKING:

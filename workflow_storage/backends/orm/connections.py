@@ -21,6 +21,8 @@ from workflow_storage.backends.orm.forks import (
     refuse_inherited_transaction,
     watch,
 )
+from workflow_storage.backends.orm.sqlite import is_there
+from workflow_storage.exceptions import StorageUnavailableError
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -39,6 +41,8 @@ _SPENT = "_workflow_storage_spent"
 """Attribute of Django's connection: that it is to be closed once the transaction has ended."""
 _IN_CALLERS = "_workflow_storage_in_callers_transaction"
 """Attribute of Django's connection: whether the caller had a transaction when it was made ready."""
+_FILE = "_workflow_storage_file"
+"""Attribute of Django's connection: the file that it has open."""
 _WATCHED = "_workflow_storage_watched"
 _NEVER = float("-inf")
 
@@ -67,10 +71,14 @@ def ready(alias: str) -> BaseDatabaseWrapper:
 
     Raises:
         StorageError: if it was inherited in the middle of a transaction of the parent process.
+        StorageUnavailableError: if its file was deleted or replaced meanwhile.
     """
     connection = connections[alias]
     begin_use(connection)
     known = connection.__dict__
+    file = known.get(_FILE)
+    if file is not None and connection.connection is not None and not is_there(file):
+        _leave_deleted_file(connection, file[0])
     now = time.monotonic()
     known[_IN_CALLERS] = (
         not connection.autocommit  # in a transaction
@@ -155,6 +163,16 @@ def _made_ready(connection: BaseDatabaseWrapper) -> bool:
     return in_callers_transaction(connection)
 
 
+def _leave_deleted_file(connection: BaseDatabaseWrapper, path: str) -> None:
+    """Refuse to use a connection to a file that nobody will find again."""
+    end_use(connection)
+    mend(connection, close=True)
+    raise StorageUnavailableError(
+        f"The SQLite file {path} was deleted or replaced while it was open, and what was written to "
+        "it since then is lost. Find out who did that; the next call opens what is there now."
+    )
+
+
 def _is_pooled(connection: BaseDatabaseWrapper) -> bool:
     """Whether what Django opens may have been idle before, in a pool that does not check it."""
     settings = connection.settings_dict
@@ -195,6 +213,7 @@ def _forget_transaction(connection: BaseDatabaseWrapper) -> None:
 def _opened(*, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """Note when a connection was opened; one out of a pool may have been idle there."""
     known = vars(connection)
+    known[_FILE] = dialect_of(connection).file_of(connection)
     known[_OPENED_AT] = _NEVER if _is_pooled(connection) else time.monotonic()
     known.pop(_USED_AT, None)
     known.pop(_SPENT, None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import django.db
 from django.db import transaction
 
-from workflow_storage.backends.orm.sqlite import take_inherited_locks
+from workflow_storage.backends.orm.sqlite import File, file_of, take_inherited_locks
 from workflow_storage.exceptions import StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class Dialect:
     """Whether the database is in the memory of the process, which a child has a copy of."""
     locks_by_process: bool = False
     """Whether a child inherits the belief to hold the locks of its parent's transactions."""
+    file_of: Callable[[BaseDatabaseWrapper], File | None] = lambda connection: None
+    """Returns the file of an open connection, which can be deleted beneath it."""
     after_fork: Callable[[BaseDatabaseWrapper], None] = lambda connection: None
     """Does what a child has to do that has inherited a connection, beside leaving it alone."""
 
@@ -354,6 +356,10 @@ def _is_in_memory(connection: Any) -> bool:
     return bool(connection.is_in_memory_db())
 
 
+def _file_of(connection: BaseDatabaseWrapper) -> File | None:
+    return file_of(str(connection.settings_dict["NAME"]))
+
+
 def _take_inherited_locks(connection: BaseDatabaseWrapper) -> None:
     take_inherited_locks(str(connection.settings_dict["NAME"]))
 
@@ -442,6 +448,7 @@ _DIALECTS = {
         begin_callers=_begin_unless_begun,
         is_in_process=_is_in_memory,
         locks_by_process=True,
+        file_of=_file_of,
         after_fork=_take_inherited_locks,
     ),
     # Not tested here; what they refuse is told in the codes of the database that they speak like.

@@ -30,7 +30,7 @@ from workflow_storage.backends.orm.connections import (
 from workflow_storage.backends.orm.dialects import Cause, cause_of, dialect_of
 from workflow_storage.backends.orm.forks import begin_use
 from workflow_storage.backends.orm.own_connection import own_connection
-from workflow_storage.config import registered_aliases
+from workflow_storage.config import database_name, registered_aliases
 from workflow_storage.exceptions import (
     StorageError,
     StorageUnavailableError,
@@ -268,7 +268,8 @@ def storage_error(
     text = _text(alias, exc)
     database = _quoted_name(alias)
     if cause is Cause.MISSING:
-        return TablesMissingError(alias)
+        given = alias in registered_aliases
+        return TablesMissingError(alias, database_name(alias) if given else None)
     if cause is Cause.GAVE_WAY:
         return conflict(alias, exc)
     if cause is Cause.TOO_LARGE:
@@ -346,12 +347,6 @@ def _is_too_large(connection: BaseDatabaseWrapper, exc: django.db.Error) -> bool
     except django.db.Error:
         return False
     return limit is not None and size > limit
-
-
-def database_name(alias: str) -> str:
-    """Return the name of a database as the user knows it."""
-    # That of one that was given by URL or path is ours.
-    return str(_settings(alias)["NAME"]) if alias in registered_aliases else alias
 
 
 def _quoted_name(alias: str) -> str:

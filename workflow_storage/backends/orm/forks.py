@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections
 
 from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.config import database_name
 from workflow_storage.exceptions import StorageError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def refuse_inherited_transaction(connection: BaseDatabaseWrapper) -> None:
     began = vars(connection).get(_REFUSED)
     what = (
         f"This process was forked while its parent was in a transaction on database "
-        f"{connection.alias!r}, which only the parent can go on with."
+        f"{database_name(connection.alias)!r}, which only the parent can go on with."
     )
     if connection.alias in _process.locked:
         raise StorageError(

@@ -20,7 +20,12 @@ from django.db.migrations.exceptions import MigrationSchemaMissing
 
 from workflow_storage.backends.orm.dialects import MIGRATION_TIMEOUT, Cause, cause_of, dialect_of
 from workflow_storage.backends.orm.errors import read_only_error, storage_error
-from workflow_storage.config import StorageConfig, registered_aliases, without_password
+from workflow_storage.config import (
+    StorageConfig,
+    database_name,
+    registered_aliases,
+    without_password,
+)
 from workflow_storage.exceptions import StorageError, UnsupportedBackendError
 
 if TYPE_CHECKING:
@@ -189,9 +194,20 @@ def _as_sqlite(database: dict[str, Any]) -> dict[str, Any]:
         # Each thread has a connection of its own, and all are to see the same tables.
         name = f"file:workflow_storage_{os.getpid()}?mode=memory&cache=shared"
     elif not name.startswith("file:"):
-        name = str(Path(name).expanduser().absolute())
+        name = _absolute(name)
     options = {**SQLITE_OPTIONS, **database.get("OPTIONS", {})}
     return {**database, "NAME": name, "OPTIONS": options}
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        return str(path.absolute())
+    except FileNotFoundError as exc:
+        raise UnsupportedBackendError(
+            f"The path {name} is relative to the working directory, which has been deleted. Give an "
+            "absolute path, or change to a directory that is there."
+        ) from exc
 
 
 def _migrate(alias: str) -> None:
@@ -223,8 +239,8 @@ def _migrate(alias: str) -> None:
     if not has_tables:
         raise StorageError(
             "The tables of workflow_storage were not made. Either a router in DATABASE_ROUTERS "
-            f"forbids them in {alias!r}: let its allow_migrate() return None for databases that "
-            "it does not know. Or MIGRATION_MODULES turns the app's migrations off."
+            f"forbids them in {database_name(alias)!r}: let its allow_migrate() return None for "
+            "databases that it does not know. Or MIGRATION_MODULES turns the app's migrations off."
         )
 
 
@@ -248,7 +264,9 @@ def make_tables(connection: BaseDatabaseWrapper) -> None:
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "workflow_storage"]
     if not executor.migration_plan(targets):
         return
-    logger.info("Creating the tables of workflow_storage in database %s", connection.alias)
+    logger.info(
+        "Creating the tables of workflow_storage in database %s", database_name(connection.alias)
+    )
     if connection.features.can_rollback_ddl:
         executor.migrate(targets)
         return

@@ -1,4 +1,4 @@
-"""What SQLite needs in a process that was forked while its parent had a database open."""
+"""What SQLite needs beside its connections: a look at the file, and the locks of a forked process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,41 @@ _WAL = b"\x02\x02"
 _kept_open: dict[str, tuple[int, int]] = {}
 
 
+File = tuple[str, tuple[int, int]]
+"""A path, and what tells the file that was there from another one."""
+
+
+def file_of(name: str) -> File | None:
+    """Return the file of an open database; None for one in memory, or that is gone already.
+
+    Args:
+        name: what DATABASES calls the NAME: a path or a URI.
+    """
+    if name == ":memory:" or "mode=memory" in name:
+        return None
+    path = _path(name)
+    identity = _identity(path)
+    return None if identity is None else (path, identity)
+
+
+def is_there(file: File) -> bool:
+    """Whether a file is where it was, and still that one."""
+    path, identity = file
+    return _identity(path) == identity
+
+
+def _path(name: str) -> str:
+    return os.path.abspath(unquote(urlsplit(name).path) if name.startswith("file:") else name)  # noqa: PTH100 - no symlink is followed
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - it is called for each operation
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def take_inherited_locks(name: str) -> None:
     """Take the locks on a file that SQLite believes to have after a fork.
 
@@ -28,7 +63,7 @@ def take_inherited_locks(name: str) -> None:
     Args:
         name: what DATABASES calls the NAME: a path or a URI.
     """
-    path = os.path.abspath(unquote(urlsplit(name).path) if name.startswith("file:") else name)  # noqa: PTH100 - no symlink is followed
+    path = _path(name)
     with suppress(OSError):
         if path not in _kept_open:
             database = os.open(path, os.O_RDWR)
