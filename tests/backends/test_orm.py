@@ -493,7 +493,9 @@ class TestConflicts:
             lambda: backend.runs.delete(run.id),
             lambda: backend.states.delete_states(run.id),
         ):
-            with pytest.raises(StorageUnavailableError, match="Try again later") as caught:
+            with pytest.raises(
+                StorageUnavailableError, match="raise innodb_lock_wait_timeout"
+            ) as caught:
                 write()
             assert "Roll" not in str(caught.value)
 

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import django.db
 from django.db import transaction
 
+from workflow_storage.backends.orm.causes import (
+    Cause,
+    is_mysql_lock_timeout,
+    is_postgresql_lock_timeout,
+    mysql_cause,
+    no_cause,
+    postgresql_cause,
+    sqlite_cause,
+)
 from workflow_storage.backends.orm.sqlite import File, file_of, take_inherited_locks
 from workflow_storage.exceptions import StorageUnavailableError
 
@@ -26,32 +34,6 @@ MIGRATION_TIMEOUT = 60.0
 """Seconds that a process waits for another one that makes the tables."""
 
 _MIGRATION_LOCK = 0x776F726B666C6F77  # "workflow", as PostgreSQL's 64 bit lock key
-
-
-class Cause(Enum):
-    """Why a database refused a statement, as far as it matters here."""
-
-    MISSING = auto()
-    """A table or a column is not there."""
-    GAVE_WAY = auto()
-    """It was rolled back in favour of another transaction: a deadlock, a serialization failure."""
-    NOT_READY = auto()
-    """The server takes no statements now, as a node that is not in step with its cluster."""
-    UNPREPARED = auto()
-    """A prepared statement is gone, or somebody else's, or reads a column of another type now."""
-    LOCKED = auto()
-    """Another one held a lock for longer than the timeout."""
-    SHARED = auto()
-    """Another thread has locked a table of a database in memory, for which none waits."""
-    READ_ONLY = auto()
-    """The server takes no writes: a standby, or one that was demoted under an open connection."""
-    THERE_ALREADY = auto()
-    """A table, column, index or constraint that is to be made is there, or one to be dropped not.
-
-    Told only where a change of the schema is no transaction."""
-    TOO_LARGE = auto()
-    """The statement is larger than the server takes."""
-    OTHER = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,92 +113,6 @@ def cause_of(connection: BaseDatabaseWrapper, exc: django.db.Error) -> Cause:
 def begins_immediately(options: Mapping[str, Any]) -> bool:
     """Whether transactions on a SQLite database with these OPTIONS lock it when they begin."""
     return str(options.get("transaction_mode")).upper() in {"IMMEDIATE", "EXCLUSIVE"}
-
-
-# PostgreSQL: https://www.postgresql.org/docs/current/errcodes-appendix.html
-_SQLSTATES = {
-    "40001": Cause.GAVE_WAY,
-    "40P01": Cause.GAVE_WAY,
-    "55P03": Cause.LOCKED,
-    "25006": Cause.READ_ONLY,
-    "42P01": Cause.MISSING,
-    "42703": Cause.MISSING,
-    "26000": Cause.UNPREPARED,
-    "42P05": Cause.UNPREPARED,
-    "0A000": Cause.UNPREPARED,
-    "54000": Cause.TOO_LARGE,
-}
-# MySQL and MariaDB: ER_LOCK_DEADLOCK, ER_CHECKREAD, ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE,
-# ER_NET_PACKET_TOO_LARGE, CR_NET_PACKET_TOO_LARGE, ER_OPTION_PREVENTS_STATEMENT (--read-only),
-# ER_READ_ONLY_MODE; ER_LOCK_WAIT_TIMEOUT, which Galera has for a conflict, too;
-# ER_TRANSACTION_ROLLBACK_DURING_COMMIT, a conflict in a MySQL group. Galera refuses a statement
-# with ER_UNKNOWN_COM_ERROR before anything of it is done ("WSREP has not yet prepared node").
-_ERRNOS = {
-    1213: Cause.GAVE_WAY,
-    1020: Cause.GAVE_WAY,
-    1205: Cause.GAVE_WAY,
-    3101: Cause.GAVE_WAY,
-    1047: Cause.NOT_READY,
-    1054: Cause.MISSING,
-    1146: Cause.MISSING,
-    1153: Cause.TOO_LARGE,
-    2020: Cause.TOO_LARGE,
-    1290: Cause.READ_ONLY,
-    1836: Cause.READ_ONLY,
-    # Tables, columns, keys, columns or keys that are not there, foreign keys, checks; MariaDB has
-    # the last two as one, and 1005 or 1022 for a foreign key.
-    **dict.fromkeys((1050, 1060, 1061, 1091, 1826, 3822, 1022), Cause.THERE_ALREADY),
-}
-_FOREIGN_KEY_IS_THERE = "errno: 121"
-# SQLite has codes (https://www.sqlite.org/rescode.html: BUSY, LOCKED, READONLY, TOOBIG; the lowest
-# byte of an extended one, such as LOCKED_SHAREDCACHE), but only texts for what is missing.
-_SQLITE_SHARED = 262
-_SQLITE_CODES = {
-    5: Cause.LOCKED,
-    6: Cause.LOCKED,
-    8: Cause.READ_ONLY,
-    18: Cause.TOO_LARGE,
-}
-_SQLITE_MISSING = ("no such table", "no such column", "has no column named")
-
-
-_POSTGRESQL_LOCK_TIMEOUT = "55P03"
-_MYSQL_LOCK_TIMEOUT = 1205  # ER_LOCK_WAIT_TIMEOUT
-
-
-def _sqlstate(exc: django.db.Error) -> str:
-    driver_error = exc.__cause__
-    # psycopg's name for it, or psycopg2's
-    return str(getattr(driver_error, "sqlstate", None) or getattr(driver_error, "pgcode", None))
-
-
-def _errno(exc: django.db.Error) -> object:
-    return exc.args[0] if exc.args else None
-
-
-def _postgresql_cause(exc: django.db.Error) -> Cause:
-    return _SQLSTATES.get(_sqlstate(exc), Cause.OTHER)
-
-
-def _mysql_cause(exc: django.db.Error) -> Cause:
-    number = _errno(exc)
-    if number == 1005 and _FOREIGN_KEY_IS_THERE in str(exc):
-        return Cause.THERE_ALREADY
-    return _ERRNOS.get(number, Cause.OTHER) if isinstance(number, int) else Cause.OTHER
-
-
-def _sqlite_cause(exc: django.db.Error) -> Cause:
-    code = getattr(exc.__cause__, "sqlite_errorcode", 0)
-    if code == _SQLITE_SHARED:
-        return Cause.SHARED
-    if code & 0xFF in _SQLITE_CODES:
-        return _SQLITE_CODES[code & 0xFF]
-    text = str(exc)
-    return Cause.MISSING if any(part in text for part in _SQLITE_MISSING) else Cause.OTHER
-
-
-def _no_cause(exc: django.db.Error) -> Cause:
-    return Cause.OTHER
 
 
 _READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
@@ -402,44 +298,46 @@ def _by_locking_the_file(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 
 _OTHER = Dialect(
-    cause=_no_cause,
+    cause=no_cause,
     migration_lock=_in_a_transaction,
     read_committed=_in_a_transaction,
     impatient=_as_patient_as_ever,
 )
 _DIALECTS = {
     "postgresql": Dialect(
-        cause=_postgresql_cause,
+        cause=postgresql_cause,
         migration_lock=_by_advisory_lock,
         read_committed=_set_as_its_first_statement,
         has_snapshot=_postgresql_has_snapshot,
         check_references=_check_deferred_keys,
         impatient=_with_lock_timeout,
-        is_lock_timeout=lambda exc: _sqlstate(exc) == _POSTGRESQL_LOCK_TIMEOUT,
+        lock_timeout="lock_timeout",
+        is_lock_timeout=is_postgresql_lock_timeout,
         binds_on_server=True,
         updates_within=True,
         has_broken=_is_closed,
     ),
     "mysql": Dialect(
-        cause=_mysql_cause,
+        cause=mysql_cause,
         migration_lock=_by_named_lock,
         read_committed=_set_before_it_begins,
         locks_see_newest=True,
         impatient=_with_lock_wait_timeout,
-        is_lock_timeout=lambda exc: _errno(exc) == _MYSQL_LOCK_TIMEOUT,
+        lock_timeout="innodb_lock_wait_timeout",
+        is_lock_timeout=is_mysql_lock_timeout,
         inserts_computed=False,
         largest_statement=_max_allowed_packet,
         how_to_write="Connect to the primary server; the next call opens a new connection.",
         how_to_store_more="Raise max_allowed_packet on the server, or store less in one state.",
     ),
     "sqlite": Dialect(
-        cause=_sqlite_cause,
+        cause=sqlite_cause,
         migration_lock=_by_locking_the_file,
         read_committed=_in_a_transaction,
         lock_timeout="OPTIONS['timeout']",
         gives_ids_again=True,
         impatient=_with_busy_timeout,
-        is_lock_timeout=lambda exc: _sqlite_cause(exc) is Cause.LOCKED,
+        is_lock_timeout=lambda exc: sqlite_cause(exc) is Cause.LOCKED,
         names_places=True,
         begins_deferred=lambda connection: (
             not begins_immediately(connection.settings_dict["OPTIONS"])
@@ -452,7 +350,7 @@ _DIALECTS = {
         after_fork=_take_inherited_locks,
     ),
     # Not tested here; what they refuse is told in the codes of the database that they speak like.
-    "cockroachdb": replace(_OTHER, cause=_postgresql_cause),
-    "yugabytedb": replace(_OTHER, cause=_postgresql_cause),
-    "tidb": replace(_OTHER, cause=_mysql_cause, locks_see_newest=True),
+    "cockroachdb": replace(_OTHER, cause=postgresql_cause),
+    "yugabytedb": replace(_OTHER, cause=postgresql_cause),
+    "tidb": replace(_OTHER, cause=mysql_cause, locks_see_newest=True),
 }

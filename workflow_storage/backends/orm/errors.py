@@ -20,6 +20,7 @@ import django.db
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from workflow_storage.backends.orm.causes import ADVICE, Cause
 from workflow_storage.backends.orm.connections import (
     done,
     has_broken,
@@ -27,7 +28,7 @@ from workflow_storage.backends.orm.connections import (
     ready,
     was_in_callers_transaction,
 )
-from workflow_storage.backends.orm.dialects import Cause, cause_of, dialect_of
+from workflow_storage.backends.orm.dialects import cause_of, dialect_of
 from workflow_storage.backends.orm.forks import begin_use
 from workflow_storage.backends.orm.own_connection import own_connection
 from workflow_storage.config import database_name, registered_aliases
@@ -280,9 +281,9 @@ def storage_error(
     if cause is Cause.READ_ONLY:
         advice = dialect_of(connection).how_to_write
         return StorageUnavailableError(f"Database {database} takes no writes: {text}. {advice}")
-    if not isinstance(exc, _OF_THE_CONNECTION):
-        return StorageError(f"Database {database} refused the operation: {text}")
-    advice = "Check that the server runs and that the settings of the database are right."
+    if cause is Cause.FORBIDDEN or not isinstance(exc, _OF_THE_CONNECTION):
+        advice = f". {ADVICE[cause]}" if cause in ADVICE and cause is not Cause.OTHER else ""
+        return StorageError(f"Database {database} refused the operation: {text}{advice}")
     if broke_off and in_callers:
         advice = "Your transaction is lost with the connection; run it again."
     elif broke_off and not reads:
@@ -290,10 +291,10 @@ def storage_error(
             "The connection broke off while this was written, and it may have been stored: read it "
             "before you write it again."
         )
-    elif cause is Cause.NOT_READY:
-        advice = "Let the node join its cluster, or connect to another one."
     elif cause in {Cause.LOCKED, Cause.SHARED}:
         advice = _advice_on_locks(connection, in_callers and cause is Cause.LOCKED)
+    else:
+        advice = ADVICE.get(cause, ADVICE[Cause.OTHER])
     error = StorageUnavailableError(f"Database {database} is unavailable: {text}. {advice}")
     error.may_be_stored = broke_off and not in_callers and not reads
     return error
@@ -307,8 +308,8 @@ def _advice_on_locks(connection: BaseDatabaseWrapper, in_callers: bool) -> str:
             "OPTIONS['transaction_mode'] to 'IMMEDIATE', or raise OPTIONS['timeout']."
         )
     return (
-        "Another process writes for longer than the timeout; try again, or raise "
-        f"{dialect.lock_timeout}."
+        "Another transaction has held a lock for longer than the timeout; end it or try again, or "
+        f"raise {dialect.lock_timeout}."
     )
 
 
@@ -320,6 +321,9 @@ def conflict(alias: str, exc: django.db.Error) -> StorageUnavailableError:
             f"Another transaction changed the same rows of database {database}: {text}. "
             "Roll your transaction back and run it again."
         )
+    if dialect_of(connections[alias]).is_lock_timeout(exc):
+        advice = _advice_on_locks(connections[alias], in_callers=False)
+        return StorageUnavailableError(f"Database {database} is unavailable: {text}. {advice}")
     return StorageUnavailableError(
         f"Other transactions kept changing the same rows of database {database}, for "
         f"{PATIENCE:.0f} seconds: {text}. Try again later, when fewer write to them at a time."

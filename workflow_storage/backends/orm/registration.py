@@ -18,7 +18,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.exceptions import MigrationSchemaMissing
 
-from workflow_storage.backends.orm.dialects import MIGRATION_TIMEOUT, Cause, cause_of, dialect_of
+from workflow_storage.backends.orm.causes import Cause
+from workflow_storage.backends.orm.dialects import MIGRATION_TIMEOUT, cause_of, dialect_of
 from workflow_storage.backends.orm.errors import read_only_error, storage_error
 from workflow_storage.config import (
     StorageConfig,

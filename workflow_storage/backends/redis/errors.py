@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
+    ClusterDownError,
     ClusterError,
     DataError,
+    MasterDownError,
+    MaxClientsError,
     MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -22,11 +29,44 @@ from workflow_storage.exceptions import StorageError, StorageUnavailableError
 if TYPE_CHECKING:
     from workflow_storage.backends.redis.url import RedisURL
 
-# What a server says that cannot serve now: redis-py makes classes of some of it.
-_CANNOT_SERVE = (ClusterError, OutOfMemoryError, ReadOnlyError, AskError, TryAgainError)
-_UNAVAILABLE = re.compile(
-    r"\b(OOM|LOADING|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|READONLY|BUSY)\b"
-)
+# What a server says that cannot serve now begins with a word
+# (https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors), which redis-py takes
+# away where it makes a class of it.
+_ADVICE = {
+    "OOM": "Raise maxmemory, or delete finished runs with runs.delete_finished().",
+    "LOADING": "It is reading its data from disk; try again in a moment.",
+    "MISCONF": (
+        "It cannot save to its disk, and takes no writes until it can: make room there, and look "
+        "into its log."
+    ),
+    "NOREPLICAS": (
+        "It takes no writes without replicas (min-replicas-to-write): check that they run and are "
+        "connected."
+    ),
+    "READONLY": "Connect to the master, to redis+sentinel:// or to redis+cluster://.",
+    "MASTERDOWN": "Check the master of this replica.",
+    "CLUSTERDOWN": "Some of its slots are served by no node: check the nodes with CLUSTER NODES.",
+    "BUSY": "A script has been running for too long there: end it with SCRIPT KILL.",
+    "TRYAGAIN": "Slots are being moved; try again in a moment.",
+    "MAXCLIENTS": (
+        "It takes no more connections (maxclients): close some, or set ?max_connections= in the URL."
+    ),
+    "PASSWORD": "Check the user and the password in the URL.",
+}
+_CLASSES: dict[type[Exception], str] = {
+    OutOfMemoryError: "OOM",
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
+    MaxClientsError: "MAXCLIENTS",
+    AuthenticationWrongNumberOfArgsError: "PASSWORD",
+    AuthenticationError: "PASSWORD",
+}
+_WORDS = re.compile(rf"\b({'|'.join(_ADVICE)})\b")
+_AUTHENTICATION = re.compile(r"\b(NOAUTH|WRONGPASS)\b|invalid password", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"invalid bulk length|exceeds? (the )?maximum allowed size")
 
 
 def storage_error(exc: RedisError, url: RedisURL) -> StorageError:
@@ -44,17 +84,33 @@ def storage_error(exc: RedisError, url: RedisURL) -> StorageError:
         return StorageError(
             f"The Redis server {url.name} is no cluster. Use a URL that begins with redis://"
         )
-    if isinstance(exc, DataError) or (
-        isinstance(exc, ResponseError)
-        and not isinstance(exc, _CANNOT_SERVE)
-        and not _UNAVAILABLE.search(text)
-    ):
+    if isinstance(exc, NoPermissionError):
+        return StorageError(
+            f"The Redis server {url.name} refused the operation: {text}. Let the user have what the "
+            "README of the stores lists under ACL."
+        )
+    if _TOO_LARGE.search(text):
+        return StorageError(
+            f"The Redis server {url.name} takes no value of this size: {text}. Raise "
+            "proto-max-bulk-len there, or store less in one state."
+        )
+    word = _word(exc, text)
+    cannot_serve = word or isinstance(exc, ClusterError | AskError)
+    if isinstance(exc, DataError) or (isinstance(exc, ResponseError) and not cannot_serve):
         return StorageError(f"The Redis server {url.name} refused the operation: {text}")
-    if isinstance(exc, OutOfMemoryError) or "OOM" in text:
-        advice = "Raise maxmemory, or delete finished runs with runs.delete_finished()."
-    else:
-        advice = "Check that the server runs and that the URL is right."
+    advice = _ADVICE.get(word or "", "Check that the server runs and that the URL is right.")
     return StorageUnavailableError(f"The Redis server {url.name} is unavailable: {text}. {advice}")
+
+
+def _word(exc: RedisError, text: str) -> str | None:
+    """Return the word that says why a server cannot serve now; None if it says nothing known."""
+    for kind, word in _CLASSES.items():
+        if isinstance(exc, kind):
+            return word
+    if _AUTHENTICATION.search(text):
+        return "PASSWORD"
+    found = _WORDS.search(text)
+    return found and found[1]
 
 
 def not_confirmed(url: RedisURL, replicas: int) -> StorageUnavailableError:
