@@ -216,7 +216,7 @@ class RedisServers:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0])
         for number, client in enumerate(clients[:masters]):
             first, end = (16384 * place // masters for place in (number, number + 1))
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, end))
         wait_until(lambda: all(knows(client, len(clients)) for client in clients))
         for number, client in enumerate(clients[masters:]):
             master = clients[number % masters].execute_command("CLUSTER", "MYID")

@@ -7,6 +7,7 @@ over redis-py's own client and pool of each server. Which server has what, `clus
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Generator
@@ -22,6 +23,7 @@ from redis.retry import Retry
 
 from workflow_storage.backends.redis.cluster import Cluster, Request, Step, Steps
 from workflow_storage.backends.redis.errors import storage_error
+from workflow_storage.backends.redis.scripts import Call
 from workflow_storage.exceptions import StorageError
 from workflow_storage.reentrance import refuses_reentrance
 
@@ -146,7 +148,7 @@ class RedisStore:
                     try:
                         reply = yield from self.cluster.exchange(request)
                     except RedisError as exc:
-                        raise storage_error(exc, self.url) from exc
+                        raise storage_error(exc, self.url, _largest(request)) from exc
                 except StorageError as exc:
                     request = operation.throw(exc)
                 else:
@@ -251,6 +253,15 @@ def _client(url: RedisURL, address: Address) -> Any:
 def _async_client(url: RedisURL, address: Address) -> Any:
     pool = url.pool(redis.asyncio, address, AsyncRetry(NoBackoff(), 0))
     return redis.asyncio.Redis.from_pool(pool)
+
+
+def _largest(request: Request) -> int:
+    """Return the length of the longest text in a request."""
+    requests = [request] if isinstance(request, Call) else request
+    parts = itertools.chain.from_iterable(
+        one.args if isinstance(one, Call) else one for one in requests
+    )
+    return max((len(part) for part in parts if isinstance(part, str | bytes)), default=0)
 
 
 def _pipeline(client: Any, commands: Sequence[Command]) -> Any:

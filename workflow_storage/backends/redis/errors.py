@@ -14,7 +14,6 @@ from redis.exceptions import (
     ClusterError,
     DataError,
     MasterDownError,
-    MaxClientsError,
     MovedError,
     NoPermissionError,
     OutOfMemoryError,
@@ -48,7 +47,7 @@ _ADVICE = {
     "CLUSTERDOWN": "Some of its slots are served by no node: check the nodes with CLUSTER NODES.",
     "BUSY": "A script has been running for too long there: end it with SCRIPT KILL.",
     "TRYAGAIN": "Slots are being moved; try again in a moment.",
-    "MAXCLIENTS": (
+    "max number of clients": (
         "It takes no more connections (maxclients): close some, or set ?max_connections= in the URL."
     ),
     "PASSWORD": "Check the user and the password in the URL.",
@@ -60,17 +59,26 @@ _CLASSES: dict[type[Exception], str] = {
     MasterDownError: "MASTERDOWN",
     ClusterDownError: "CLUSTERDOWN",
     TryAgainError: "TRYAGAIN",
-    MaxClientsError: "MAXCLIENTS",
     AuthenticationWrongNumberOfArgsError: "PASSWORD",
     AuthenticationError: "PASSWORD",
 }
 _WORDS = re.compile(rf"\b({'|'.join(_ADVICE)})\b")
-_AUTHENTICATION = re.compile(r"\b(NOAUTH|WRONGPASS)\b|invalid password", re.IGNORECASE)
+_AUTHENTICATION = re.compile(
+    r"\b(NOAUTH|WRONGPASS|unauthenticated)\b|invalid password", re.IGNORECASE
+)
+_ALWAYS_TAKEN = 2**20
+"""Bytes that every server takes in one value: proto-max-bulk-len is no less."""
 _TOO_LARGE = re.compile(r"invalid bulk length|exceeds? (the )?maximum allowed size")
 
 
-def storage_error(exc: RedisError, url: RedisURL) -> StorageError:
-    """Return the error of the contract for an error of redis-py."""
+def storage_error(exc: RedisError, url: RedisURL, size: int = 0) -> StorageError:
+    """Return the error of the contract for an error of redis-py.
+
+    Args:
+        exc: its error.
+        url: which server.
+        size: how many bytes the largest value had that was sent, about.
+    """
     text = " ".join(str(exc).split()).rstrip(".") or type(exc).__name__
     password = url.options.get("password")
     if password and len(password) > 3:
@@ -99,6 +107,12 @@ def storage_error(exc: RedisError, url: RedisURL) -> StorageError:
     if isinstance(exc, DataError) or (isinstance(exc, ResponseError) and not cannot_serve):
         return StorageError(f"The Redis server {url.name} refused the operation: {text}")
     advice = _ADVICE.get(word or "", "Check that the server runs and that the URL is right.")
+    if word is None and size > _ALWAYS_TAKEN:
+        # It hangs up on what is too large, and its reply that says so is lost more often than not.
+        advice += (
+            f" If it runs, it perhaps takes no value of {size:,} bytes: raise proto-max-bulk-len "
+            "there, or store less in one state."
+        )
     return StorageUnavailableError(f"The Redis server {url.name} is unavailable: {text}. {advice}")
 
 
