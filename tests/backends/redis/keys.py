@@ -29,7 +29,11 @@ def assert_indexes_agree(backend):
             (f"{base}:workflows:{status}", f"{name}\0{start} {run_id}"),
         }
         if b"completed_at" in run:
-            expected.add((f"{base}:ended", f"{run[b'completed_at'].decode()} {run_id}"))
+            entry = f"{run[b'completed_at'].decode()} {run_id}"
+            expected |= {
+                (f"{base}:ended:{status}", entry),
+                (f"{base}:ended_workflows:{status}", f"{name}\0{entry}"),
+            }
     found = {
         (key, entry.decode())
         for kind in ("runs:", "workflows:", "ended")

@@ -56,9 +56,15 @@ def test_a_run_that_was_evicted_is_skipped_and_cleaned_away(backend):
     assert [run.id for run in backend.runs.list_runs(limit=13)] == left
     assert [run.id for run in backend.runs.list_by_workflow("contract")] == left
     backend.runs.list_stalled(timedelta(0))
-    assert backend.runs.delete_finished(before=timezone.now()) == len(
-        [run for run in runs if run.id in left and run.status == "failed"]
-    )
+    ended = [run for run in runs if run.id in left and run.status == "failed"]
+    earlier = ended[3].completed_at + timedelta(microseconds=1)
+    counts = [
+        backend.runs.delete_finished(before=earlier, workflow_name="contract"),
+        backend.runs.delete_finished(before=timezone.now()),
+        backend.runs.delete_finished(before=timezone.now(), workflow_name="contract"),
+    ]
+    assert sum(counts) == len(ended)
+    assert counts[2] == 0
     assert_indexes_agree(backend)
     assert backend.runs.count_runs() == len(list(backend.runs.iter_runs()))
     again = runs[0]

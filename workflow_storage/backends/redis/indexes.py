@@ -143,3 +143,49 @@ class NewestRuns:
             return unread
         last = b"(" + self._entries[count - 1]
         return [prefix for prefix in unread if self._after[prefix] > last]
+
+
+class EndedRuns:
+    """Reads the runs that ended before a time, in the order of their ends within an index.
+
+    Args:
+        store: where.
+        filters: the workflow or none, and the terminal statuses.
+        before: the time.
+    """
+
+    def __init__(self, store: RedisStore, filters: ValidFilters, before: datetime) -> None:
+        name = filters.workflow_name
+        kind = "ended" if name is None else "ended_workflows"
+        self._workflow = name or ""
+        self._name = b"" if name is None else f"{name}\0".encode()
+        self._end = b"(" + self._name + time_text(before).encode()
+        begin = b"[" + self._name if self._name else b"-"
+        self._after = {
+            (f"{prefix}:{kind}:{status.value}", status.value): begin
+            for prefix in store.key_prefixes
+            for status in filters.statuses or ()
+        }
+
+    def page(self, count: int) -> Operation[list[tuple[str, tuple[str, str, str]]] | None]:
+        """Return the next runs of each index, at most so many, as `DELETE_ENDED` takes them.
+
+        Returns:
+            The ids, each with the end, the status and the workflow; None after the last.
+        """
+        if not self._after:
+            return None
+        pages = yield [
+            ("ZRANGEBYLEX", key, begin, self._end, "LIMIT", 0, count)
+            for (key, _), begin in self._after.items()
+        ]
+        runs = []
+        for index, entries in zip(list(self._after), pages, strict=True):
+            for entry in entries:
+                ended_at, run_id = parsed_entry(entry[len(self._name) :])
+                runs.append((run_id, (ended_at.decode(), index[1], self._workflow)))
+            if len(entries) == count:
+                self._after[index] = b"(" + entries[-1]
+            else:
+                del self._after[index]
+        return runs

@@ -6,13 +6,13 @@ that belongs to a run lies in one hash slot, and every change is one script.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from django.utils import timezone
 
 from workflow_storage.attempts import FoundRun, StatusChange, status_change
 from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.indexes import NewestRuns, entry_of, parsed_entry
+from workflow_storage.backends.redis.indexes import EndedRuns, NewestRuns, entry_of, parsed_entry
 from workflow_storage.backends.redis.records import (
     FIELDS,
     attempts_from,
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from workflow_storage.backends.redis.connection import Operation
+
+_T = TypeVar("_T")
 
 PAGE = 200
 """Entries of an index that a list of runs reads at a time."""
@@ -273,31 +275,22 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             "status": valid_terminal_statuses(statuses),
         }
         valid = valid_filters(filters)
-        end = time_text(valid_moment("before", before))
+        valid_moment("before", before)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_CHANGED_AT_ONCE)
         if valid.match_none:
             return 0
-        wanted = _alternatives(status.value for status in valid.statuses or ())
+        ended = EndedRuns(self.store, valid, before)
         deleted = 0
-        for prefix in self.store.key_prefixes:
-            begin: bytes | None = b"-"
-            while begin is not None:
-                page = ("ZRANGEBYLEX", f"{prefix}:ended", begin, f"({end}", "LIMIT", 0, size)
-                (entries,) = yield [page]
-                calls = [
-                    indexing_call(
-                        self.store,
-                        scripts.DELETE_ENDED,
-                        run_id,
-                        ended_at,
-                        wanted,
-                        workflow_name or "",
+        while (runs := (yield from ended.page(size))) is not None:
+            for batch in _batches(runs):
+                deleted += sum(
+                    (
+                        yield [
+                            indexing_call(self.store, scripts.DELETE_ENDED, run_id, *as_found)
+                            for run_id, as_found in batch
+                        ]
                     )
-                    for ended_at, run_id in map(parsed_entry, entries)
-                ]
-                if calls:
-                    deleted += sum((yield calls))
-                begin = b"(" + entries[-1] if len(entries) == size else None
+                )
         return deleted
 
     delete_finished = blocking(_delete_finished)
@@ -406,9 +399,9 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
 _RUNNING = RunStatus.RUNNING.value.encode()
 
 
-def _batches(run_ids: list[str]) -> Iterator[list[str]]:
-    for first in range(0, len(run_ids), MAX_CHANGED_AT_ONCE):
-        yield run_ids[first : first + MAX_CHANGED_AT_ONCE]
+def _batches(runs: list[_T]) -> Iterator[list[_T]]:
+    for first in range(0, len(runs), MAX_CHANGED_AT_ONCE):
+        yield runs[first : first + MAX_CHANGED_AT_ONCE]
 
 
 def _identity(checkpoint: Checkpoint | None) -> tuple[int, str, datetime] | None:

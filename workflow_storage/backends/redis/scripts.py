@@ -11,7 +11,8 @@ changes them together. The keys, for a key prefix such as ``{workflow_storage}``
 - ``<prefix>:runs:<status>`` and ``<prefix>:workflows:<status>``, sorted sets in lexicographic
   order (all scores are 0), whose entries are the start and the id; in the latter behind the
   name of the workflow and a NUL, which no name holds.
-- ``<prefix>:ended``, the same with the time of the end.
+- ``<prefix>:ended:<status>`` and ``<prefix>:ended_workflows:<status>``, of the terminal ones, the same
+  with the time of the end.
 
 Times are ISO 8601 with microseconds, 26 characters that sort as the times do. A script gets
 all keys that it touches as KEYS: the run, its states, and where it changes the indexes all of
@@ -30,10 +31,13 @@ from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 TIME_LENGTH = 26
 """Characters of a time, with which an entry of an index and a mark begin."""
 
+_ENDS = sorted(status.value for status in TERMINAL_STATUSES)
+
 INDEXES = (
     *(f"runs:{status}" for status in RunStatus.values),
     *(f"workflows:{status}" for status in RunStatus.values),
-    "ended",
+    *(f"ended:{status}" for status in _ENDS),
+    *(f"ended_workflows:{status}" for status in _ENDS),
 )
 """What the keys of the indexes end in, in the order of KEYS."""
 
@@ -69,6 +73,9 @@ _FOUND = ", ".join(f"'{field}'" for field in FoundRun._fields)
 _FOUND_NAMES = ", ".join(field.upper() for field in FoundRun._fields)
 _FOUND_PLACES = ", ".join(str(place) for place, _ in enumerate(FoundRun._fields, 1))
 _PLACES = ", ".join(f"{status} = {place}" for place, status in enumerate(RunStatus.values, 3))
+_PLACES_OF_ENDS = ", ".join(
+    f"{status} = {place}" for place, status in enumerate(_ENDS, 3 + 2 * len(RunStatus.values))
+)
 _TERMINAL = ", ".join(f"{status.value} = true" for status in sorted(TERMINAL_STATUSES))
 
 # What the scripts are made of. Each run makes its functions anew, so each has those it calls.
@@ -110,7 +117,8 @@ end
 
 _INDEXING = (
     f"""
-local places, workflows, ended_at = {{{_PLACES}}}, {len(RunStatus.values)}, KEYS[#KEYS]
+local places, workflows = {{{_PLACES}}}, {len(RunStatus.values)}
+local places_of_ends, ended_workflows = {{{_PLACES_OF_ENDS}}}, {len(_ENDS)}
 """
     + """
 local function place()
@@ -121,14 +129,22 @@ local function leave(status, workflow, started, ended)
   local at, entry = places[status], started .. ' ' .. id
   redis.call('ZREM', KEYS[at], entry)
   redis.call('ZREM', KEYS[at + workflows], workflow .. '\\0' .. entry)
-  if ended then redis.call('ZREM', ended_at, ended .. ' ' .. id) end
+  if ended then
+    at, entry = places_of_ends[status], ended .. ' ' .. id
+    redis.call('ZREM', KEYS[at], entry)
+    redis.call('ZREM', KEYS[at + ended_workflows], workflow .. '\\0' .. entry)
+  end
 end
 
 local function enter(status, workflow, started, ended)
   local at, entry = places[status], started .. ' ' .. id
   redis.call('ZADD', KEYS[at], 0, entry)
   redis.call('ZADD', KEYS[at + workflows], 0, workflow .. '\\0' .. entry)
-  if ended then redis.call('ZADD', ended_at, 0, ended .. ' ' .. id) end
+  if ended then
+    at, entry = places_of_ends[status], ended .. ' ' .. id
+    redis.call('ZADD', KEYS[at], 0, entry)
+    redis.call('ZADD', KEYS[at + ended_workflows], 0, workflow .. '\\0' .. entry)
+  end
 end
 
 local function move(before, after)
@@ -362,17 +378,17 @@ return 1
 
 DELETE_ENDED = _script(
     """
--- When it ended, the statuses as '|a|b|', a workflow or ''. Deletes the run if it still ended
--- then, and is one of these. Returns whether.
+-- When it ended, its status then, and its workflow or '', as an index has them. Deletes the run if
+-- it still is so. Returns whether.
 local before = place()
-if not before[1] or before[4] ~= ARGV[2] then
-  redis.call('ZREM', ended_at, ARGV[2] .. ' ' .. id)
-  return 0
+if before[1] == ARGV[3] and before[4] == ARGV[2] and (ARGV[4] == '' or ARGV[4] == before[2]) then
+  remove(before)
+  return 1
 end
-if not string.find(ARGV[3], '|' .. before[1] .. '|', 1, true) then return 0 end
-if ARGV[4] ~= '' and ARGV[4] ~= before[2] then return 0 end
-remove(before)
-return 1
+local at, entry = places_of_ends[ARGV[3]], ARGV[2] .. ' ' .. id
+if ARGV[4] ~= '' then at, entry = at + ended_workflows, ARGV[4] .. '\\0' .. entry end
+redis.call('ZREM', KEYS[at], entry)
+return 0
 """,
     _INDEXING,
     wrote=_is_one,
