@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from workflow_storage.backends.redis.cluster import Cluster, Request, Step, Steps
 from workflow_storage.backends.redis.errors import storage_error
+from workflow_storage.backends.redis.permissions import checked
 from workflow_storage.backends.redis.scripts import Call
 from workflow_storage.exceptions import StorageError
 from workflow_storage.reentrance import refuses_reentrance
@@ -64,6 +65,7 @@ class RedisStore:
         self.wait_timeout = url.wait_timeout
         self.cluster = Cluster(url)
         self.key_prefixes = self.cluster.key_prefixes
+        self._is_permitted = False
         self._clients: dict[Address, Any] = {}
         self._changing_clients = threading.Lock()
         self._by_loop: dict[asyncio.AbstractEventLoop, _LoopClients] = {}
@@ -141,6 +143,12 @@ class RedisStore:
 
     def _steps(self, operation: Operation[_T]) -> Steps[_T]:
         """Say step by step what an operation says to the servers."""
+        if not self._is_permitted:
+            try:
+                yield from checked(self.cluster, self.url)
+            except RedisError as exc:
+                raise storage_error(exc, self.url) from exc
+            self._is_permitted = True
         try:
             request = next(operation)
             while True:

@@ -244,7 +244,8 @@ end
 )
 
 
-def _script(source: str, *parts: str, wrote: Callable[[Any], bool] | None = None) -> Script:
+def script(source: str, *parts: str, wrote: Callable[[Any], bool] | None = None) -> Script:
+    """Make a script of its source, behind the functions that it calls."""
     keys = "local run_key, states_key, id = KEYS[1], KEYS[2], ARGV[1]\n"
     source = "".join((keys, *parts, source))
     return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest(), wrote)
@@ -258,7 +259,7 @@ def _is_a_step(reply: Any) -> bool:
     return isinstance(reply, int) and reply >= 0
 
 
-ADD = _script(
+ADD = script(
     """
 -- The fields of a new run, as names and values. Returns whether the id was free.
 if redis.call('EXISTS', run_key) == 1 then return 0 end
@@ -273,7 +274,7 @@ return 1
     wrote=_is_one,
 )
 
-CHANGE = _script(
+CHANGE = script(
     """
 -- The attempt that the run must be running in or '', and what `change` takes. Returns 1; what the
 -- run is if it is not in that attempt.
@@ -288,7 +289,7 @@ return 1
     wrote=_is_one,
 )
 
-CHANGE_STATUS = _script(
+CHANGE_STATUS = script(
     """
 -- The expected statuses as '|a|b|' or '', the expected attempt or '', and what `change_status`
 -- takes. Returns 1; what the run is if that was not expected.
@@ -308,7 +309,7 @@ return 1
     wrote=_is_one,
 )
 
-REPLACE = _script(
+REPLACE = script(
     """
 -- A version, and what `change` takes, attempts among it. Returns whether the run had it.
 local before = place()
@@ -329,7 +330,7 @@ return 1
     wrote=_is_one,
 )
 
-FAIL_STALLED = _script(
+FAIL_STALLED = script(
     """
 -- A time, and what `change_status` takes, for a run without a sign of life since. Returns whether.
 local run = found()
@@ -349,7 +350,7 @@ return 1
     wrote=_is_one,
 )
 
-ATTEMPTS = _script(
+ATTEMPTS = script(
     """
 -- Returns what the run is; then the number of each attempt that is kept, and the attempt.
 local attempts = {found()}
@@ -363,7 +364,7 @@ return attempts
     _RUN,
 )
 
-DELETE = _script(
+DELETE = script(
     """
 -- A version, or '' for any. Returns 1; 0 for another version, -1 if there is no such run.
 local before = place()
@@ -376,7 +377,7 @@ return 1
     wrote=_is_one,
 )
 
-DELETE_ENDED = _script(
+DELETE_ENDED = script(
     """
 -- When it ended, its status then, and its workflow or '', as an index has them. Deletes the run if
 -- it still is so. Returns whether.
@@ -394,7 +395,7 @@ return 0
     wrote=_is_one,
 )
 
-INDEX = _script(
+INDEX = script(
     """
 -- Indexes as keys; the highest and lowest entry, and how many of each index at most, the
 -- highest first; or only the bounds, for how many there are.
@@ -410,7 +411,7 @@ return found
 """,
 )
 
-CLEAN = _script(
+CLEAN = script(
     """
 -- The start of a run, and its entry in the indexes that come as KEYS behind its own: taken out
 -- of them if the run was evicted by the server, or deleted by somebody else.
@@ -421,7 +422,7 @@ for i = 3, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
     _INDEXING,
 )
 
-APPEND = _script(
+APPEND = script(
     """
 -- The attempt that the run must be running in or '', what the step must be with its base and the
 -- mark of that ('5 4 mark') or '', the mark, the state, and what `change` takes. Returns the
@@ -447,7 +448,7 @@ return tonumber(next_step)
     wrote=_is_a_step,
 )
 
-APPEND_AT = _script(
+APPEND_AT = script(
     """
 -- A first step or '', the step, its base or '', the mark of the base, the mark, the state.
 -- Returns the step, as APPEND; with a first step, only to a run without states.
@@ -467,7 +468,7 @@ return tonumber(ARGV[3])
     wrote=_is_a_step,
 )
 
-CHAIN = _script(
+CHAIN = script(
     """
 -- A step, '' for the newest, or 'base' for the base of the next one. Returns the next step and
 -- the first that is kept; then step, mark and state of that one, of its base, and so on, up to
@@ -491,7 +492,7 @@ return chain
 """,
 )
 
-PAGE = _script(
+PAGE = script(
     """
 -- The step after which to begin, and how many. Returns step, mark and state of each.
 local bounds = redis.call('HMGET', run_key, 'first_step', 'next_step')
@@ -508,7 +509,7 @@ return page
 """,
 )
 
-TRIM = _script(
+TRIM = script(
     """
 -- The first step to keep or '' for none, and step, mark and whole state of each that is to be
 -- stored whole for that (with '' for one that is left as it is). Returns how many states were
