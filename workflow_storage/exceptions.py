@@ -263,6 +263,22 @@ class UnsupportedBackendError(StorageError, ValueError):
     """The configuration names no backend that there is."""
 
 
+class NotInDatabaseError(StorageError):
+    """A run that is in no Django database has no method that looks into one; nothing was done."""
+
+    def __init__(self, run_id: str, method: str, instead: str) -> None:
+        super().__init__(run_id, method, instead)
+        self.run_id = run_id
+        self.method = method
+        self.instead = instead
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method} looks into a Django database, and workflow run {self.run_id} is in another "
+            f"store: {self.instead}."
+        )
+
+
 class CannotMoveError(StorageError, ValueError):
     """Runs cannot be moved from a store to itself, or inside a transaction."""
 

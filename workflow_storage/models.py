@@ -13,6 +13,7 @@ from workflow_storage.deltas import (
     rebuilt_state,
     whole_state,
 )
+from workflow_storage.exceptions import NotInDatabaseError
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
 from workflow_storage.status import RunStatus
 
@@ -83,6 +84,50 @@ class WorkflowRun(models.Model):
     def __str__(self) -> str:
         return f"{self.workflow_name} {self.id}"
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the run, as any model, unless it is in a store that is no Django database."""
+        self.refuse_elsewhere(
+            "save()", "change it with runs.update() or runs.update_status() of that store"
+        )
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Delete the run, as any model, unless it is in a store that is no Django database."""
+        self.refuse_elsewhere("delete()", "delete it with runs.delete() of that store")
+        return super().delete(*args, **kwargs)
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        """Read the run again, as any model, unless it is in a store that is no Django database."""
+        self.refuse_elsewhere("refresh_from_db()", "read it again with runs.get() of that store")
+        super().refresh_from_db(*args, **kwargs)
+
+    def refuse_elsewhere(self, method: str, instead: str) -> None:
+        """Refuse a method that looks into a Django database for a run of another store.
+
+        Raises:
+            NotInDatabaseError: if this run was read from such a store, or added to it.
+        """
+        if self._state.db is None and not self._state.adding:
+            raise NotInDatabaseError(self.id, method, instead)
+
+
+_INSTEAD = {
+    "states": "read them with states.get_state_history() of that store",
+    "label_rows": "they are in run.labels",
+    "attempt_rows": "read them with runs.list_attempts() of that store",
+}
+
+
+class _OfRun(models.Manager):  # type: ignore[type-arg]
+    """What belongs to runs; as ``run.states`` it looks into the database that the run is in."""
+
+    def get_queryset(self) -> Any:
+        run = getattr(self, "instance", None)
+        if isinstance(run, WorkflowRun):
+            name = self.field.remote_field.related_name  # type: ignore[attr-defined]
+            run.refuse_elsewhere(f"run.{name}", _INSTEAD[name])
+        return super().get_queryset()
+
 
 class WorkflowRunLabel(models.Model):
     """The index over the labels of the runs; kept equal to them by the repositories."""
@@ -98,6 +143,8 @@ class WorkflowRunLabel(models.Model):
     name = ExactCharField(_("name"), max_length=64)
     value = ExactCharField(_("value"), max_length=256)
     started_at = models.DateTimeField(_("started"))
+
+    objects = _OfRun()
 
     class Meta:
         """Table, names, and the order in which a page of a label's runs is read."""
@@ -134,6 +181,8 @@ class WorkflowRunAttempt(models.Model):
     node = ExactCharField(_("node"), max_length=128, null=True)
     worker = ExactCharField(_("worker"), max_length=128, null=True)
 
+    objects = _OfRun()
+
     class Meta:
         """Table and names."""
 
@@ -166,6 +215,8 @@ class ExecutionState(models.Model):
     cost_usd = models.FloatField(_("cost in USD"), null=True)
     state_json = ExactTextField(_("state as JSON text"), null=True)
     state_delta = models.BinaryField(_("state as a delta"), null=True)
+
+    objects = _OfRun()
 
     class Meta:
         """Table, names, and what the database itself guarantees."""

@@ -117,20 +117,22 @@ def test_the_readme_lists_what_has_to_be_allowed():
     assert listed.split() == ["-@all", *(f"+{command.lower()}" for command in COMMANDS)]
 
 
+@pytest.fixture(scope="module")
+def limited_server(tmp_path_factory):
+    with RedisServers(tmp_path_factory.mktemp("limited"), 1) as servers:
+        allow(servers.client(servers.ports[0]), *COMMANDS)
+        yield servers
+
+
+@pytest.mark.slow
 class TestWithNoMorePermissionsThanListed(StorageContract):
-    @pytest.fixture(scope="class")
-    def servers(self, tmp_path_factory):
-        with RedisServers(tmp_path_factory.mktemp("limited"), 1) as servers:
-            allow(servers.client(servers.ports[0]), *COMMANDS)
-            yield servers
+    @pytest.fixture
+    def open_backend(self, limited_server):
+        return functools.partial(open_redis, url_of(limited_server))
 
     @pytest.fixture
-    def open_backend(self, servers):
-        return functools.partial(open_redis, url_of(servers))
-
-    @pytest.fixture
-    def backend(self, servers, open_backend):
-        servers.client(servers.ports[0]).flushall()
+    def backend(self, limited_server, open_backend):
+        limited_server.client(limited_server.ports[0]).flushall()
         backend = open_backend()
         yield backend
         backend.close()
