@@ -70,7 +70,7 @@ def test_a_refusal_of_a_run_that_cannot_be_read_is_an_error_that_names_it(backen
         (lambda run: async_to_sync(run.asave)(), r"^save\(\) looks"),
         (lambda run: async_to_sync(run.adelete)(), r"^delete\(\) looks"),
         (lambda run: async_to_sync(run.arefresh_from_db)(), r"^refresh_from_db\(\) looks"),
-        (lambda run: list(run.states.all()), r"^run\.states looks .* get_state_history"),
+        (lambda run: list(run.states.all()), r"^run\.states looks .*get_state_history"),
         (lambda run: run.label_rows.count(), r"in run\.labels"),
         (lambda run: run.attempt_rows.count(), "list_attempts"),
     ],
