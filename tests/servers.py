@@ -240,6 +240,59 @@ def redis_cluster(masters: int = 3, replicas: int = 0, *options: str) -> Iterato
             yield servers
 
 
+class Sentinels(RedisServers):
+    """A master, replicas of it, and three sentinels that watch them; the URL is in `url`."""
+
+    def __init__(self, folder: Path, replicas: int = 1) -> None:
+        super().__init__(folder, 1 + replicas)
+        self.watching = free_ports(3)
+        nodes = ",".join(f"127.0.0.1:{port}" for port in self.watching)
+        self.url = f"redis+sentinel://{nodes}/the-master"
+
+    def __enter__(self):
+        super().__enter__()
+        try:
+            for port in self.ports[1:]:
+                replica = self.client(port)
+                replica.replicaof("127.0.0.1", self.ports[0])
+                wait_until(lambda r=replica: r.info("replication")["master_link_status"] == "up")
+            for port in self.watching:
+                self.start_sentinel(port)
+            for port in self.watching:
+                client = self.client(port)
+                wait_until(lambda c=client: self.is_watched_by(c))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start_sentinel(self, port: int) -> None:
+        file = self.folder / f"sentinel-{port}.conf"
+        file.write_text(
+            f"port {port}\nbind 127.0.0.1\n"
+            f"sentinel monitor the-master 127.0.0.1 {self.ports[0]} 2\n"
+            "sentinel down-after-milliseconds the-master 500\n"
+            "sentinel failover-timeout the-master 3000\n"
+        )
+        self.processes[port] = subprocess.Popen(
+            [REDIS_SERVER, str(file), "--sentinel"], cwd=self.folder, stdout=subprocess.DEVNULL
+        )
+
+    def is_watched_by(self, sentinel) -> bool:
+        """Whether a sentinel knows the others, and the replicas."""
+        fields = sentinel.execute_command("SENTINEL", "MASTER", "the-master")
+        known = (
+            fields
+            if isinstance(fields, dict)
+            else dict(zip(fields[::2], fields[1::2], strict=True))
+        )
+        known = {str(k.decode() if isinstance(k, bytes) else k): v for k, v in known.items()}
+        return (int(known["num-other-sentinels"]), int(known["num-slaves"])) == (
+            len(self.watching) - 1,
+            len(self.ports) - 1,
+        )
+
+
 def free_ports(count: int) -> list[int]:
     """Return free ports whose cluster bus, 10,000 above, is free too."""
     ports: list[int] = []

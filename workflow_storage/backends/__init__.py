@@ -28,7 +28,17 @@ ENTRY_POINTS = "workflow_storage.backends"
 
 _ORM = "workflow_storage.backends.orm"
 _REDIS = "workflow_storage.backends.redis"
-_DOORS = dict.fromkeys(("redis", "rediss", "redis+cluster", "rediss+cluster", "unix"), _REDIS)
+_DOORS = dict.fromkeys(
+    (
+        *(
+            f"{name}{servers}"
+            for name in ("redis", "rediss", "valkey", "valkeys")
+            for servers in ("", "+cluster", "+sentinel")
+        ),
+        "unix",
+    ),
+    _REDIS,
+)
 """Scheme -> the store of this package that it leads to; every scheme of dj-database-url to the ORM."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")

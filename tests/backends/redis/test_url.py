@@ -85,6 +85,41 @@ def test_a_password_is_in_no_error_and_no_repr(url):
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["redis", "valkey"])
+def test_a_server_or_a_cluster_may_be_called_valkey(scheme, redis_url, redis_cluster_url):
+    for url in (redis_url, redis_cluster_url):
+        backend = create_storage_backend(url.replace("redis", scheme, 1))
+        run = stored_run(backend)
+        assert create_storage_backend(url).runs.get(run.id) is not None
+        backend.runs.delete(run.id)
+        backend.close()
+
+
+def test_valkeys_is_valkey_with_tls():
+    for scheme in ("valkeys", "valkeys+cluster"):
+        store = RedisStore(RedisURL.parse(f"{scheme}://h:1"))
+        connection = store.client(("h", 1)).connection_pool.make_connection()
+        assert isinstance(connection, redis.SSLConnection)
+
+
+def test_sentinels_have_a_port_of_their_own_and_the_tls_of_the_servers():
+    url = RedisURL.parse(
+        "rediss+sentinel://u:p@one,two:7/a%20b/3?sentinel_username=su&sentinel_password=sp"
+    )
+    assert url.nodes == (("one", 26379), ("two", 7))
+    assert url.master == "a b"
+    store = RedisStore(url)
+    of_sentinel = store.client(("two", 7)).connection_pool
+    of_server = store.client(("elsewhere", 6379)).connection_pool
+    assert isinstance(of_sentinel.make_connection(), redis.SSLConnection)
+    options = [pool.connection_kwargs for pool in (of_sentinel, of_server)]
+    assert [(one["username"], one["password"], one.get("db")) for one in options] == [
+        ("su", "sp", None),
+        ("u", "p", 3),
+    ]
+    assert (options[1]["host"], options[1]["port"]) == ("elsewhere", 6379)
+
+
 def test_parameters_reach_redis_py():
     store = RedisStore(
         RedisURL.parse("rediss://u:p%40@h:7000/2?prefix=a.b:c&socket_timeout=3&wait_replicas=2")

@@ -1,4 +1,6 @@
-"""Which server of a cluster has a run, and how it is asked until it answers; for `connection`.
+"""Which server has a run, in a cluster or behind Sentinel, and how it is asked until it answers.
+
+For `connection`, which carries it out.
 
 Nothing is sent from here: an exchange is a generator that yields each `Step`, what to say next to
 which server, and is sent the replies, or thrown the error of the connection. So it is written
@@ -25,7 +27,9 @@ from redis.exceptions import (
     AskError,
     ClusterError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     TryAgainError,
 )
@@ -81,7 +85,8 @@ class Cluster:
         self.key_prefixes = _key_prefixes(url)
         self.owners: Mapping[int, Address] = {}
         self._url = url
-        self._only = None if url.is_cluster else url.nodes[0]
+        self._only = None if url.is_cluster or url.master is not None else url.nodes[0]
+        self._master: Address | None = None
         self._known: list[Address] = []
         self._doubtful: Address | None = None
         self._changing_owners = threading.Lock()
@@ -128,12 +133,16 @@ class Cluster:
         """
         if self._only is not None:
             return [self._only]
+        if self._url.master is not None:
+            return [(yield from self._master_now())]
         return sorted(set((yield from self._discovery()).values()))
 
     def forget(self, address: Address) -> None:
         """Forget which slots a server has, and ask it last about others."""
         with self._changing_owners:
             self.owners = {slot: at for slot, at in self.owners.items() if at != address}
+            if self._master == address:
+                self._master = None
         self._doubtful = address
 
     def _round(self, address: Address, group: list[_Pending], delay: float) -> Steps[None]:
@@ -201,6 +210,8 @@ class Cluster:
 
     def _owner(self, request: Call | Command) -> Steps[Address]:
         """Return the server that a request goes to."""
+        if self._url.master is not None:
+            return (yield from self._master_now())
         slot = _slot(request)
         owner = self.owners.get(slot)
         if owner is None:
@@ -209,6 +220,42 @@ class Cluster:
         if owner is None:
             raise ClusterError(f"no node of the cluster serves slot {slot}")
         return owner
+
+    def _master_now(self) -> Steps[Address]:
+        """Return the master that Sentinel watches, as it is known, or else as Sentinel says."""
+        master = self._master
+        if master is None:
+            master = self._master = yield from self._asked_sentinels()
+        return master
+
+    def _asked_sentinels(self) -> Steps[Address]:
+        """Ask the sentinels in turn, until one knows the master, and that says it is.
+
+        One that was cut off from the others may know one that is none any more
+        (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
+        """
+        name = self._url.master
+        error: Exception = ClusterError(f"no sentinel knows a master called {name!r}")
+        for sentinel in self._url.nodes:
+            try:
+                (reply,) = yield Step(sentinel, [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)])
+                if isinstance(reply, Exception):
+                    raise reply
+                if reply is None:
+                    continue
+                address = reply[0].decode(), int(reply[1])
+                (role,) = yield Step(address, [("ROLE",)])
+            except RedisError as exc:
+                error = exc
+                continue
+            if isinstance(role, NoPermissionError):
+                return address
+            if not isinstance(role, Exception) and role[0] == b"master":
+                return address
+            error = ReadOnlyError(
+                f"{address[0]}:{address[1]} is no master, as a sentinel says it is"
+            )
+        raise error
 
     def _discovery(self) -> Steps[Mapping[int, Address]]:
         """Ask the nodes which of them have the slots of the runs, until one knows all."""
