@@ -105,7 +105,6 @@ def emptied(url, django_db_blocker) -> StorageBackend:
         backend = create_storage_backend(url)
         empty(backend)
         yield backend
-        empty(backend)
 
 
 def empty(backend: StorageBackend) -> None:

@@ -199,8 +199,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         Args:
             run_id: which run.
             attempt: change them only if the run is running, in this attempt.
-            **fields: any of inputs, outputs, config_snapshot, error_message,
-                total_tokens, total_cost_usd, labels.
+            **fields: any of inputs, outputs, config_snapshot, error_message (cut in its middle
+                beyond 20,000 characters), total_tokens, total_cost_usd, labels.
 
         Raises:
             RunNotFoundError: if there is no such run.
@@ -295,7 +295,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         """Delete runs that ended before a time, with their states, batch by batch.
 
         Each batch is a transaction of its own, so what was deleted stays deleted if the
-        call is interrupted; memory does not grow with the number of runs.
+        call is interrupted; memory does not grow with the number of runs. A run that cannot be
+        deleted, for something else refers to it, is left, and named in the log in the end.
 
         Args:
             before: runs with an earlier `completed_at`.

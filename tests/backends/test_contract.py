@@ -18,6 +18,7 @@ class TestPostgreSQL(StorageContract):
         return opener(postgres_url)
 
 
+@pytest.mark.slow
 class TestPostgreSQLWithPreparedStatements(StorageContract):
     """As the README suggests for speed."""
 

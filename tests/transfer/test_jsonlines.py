@@ -184,7 +184,7 @@ class TestLines:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch):
     source, target = two
-    monkeypatch.setattr("workflow_storage.paging.LARGE_PAGE", 100_000)
+    monkeypatch.setattr("workflow_storage.paging.SMALL_PAGE", 0)
 
     def peak(work):
         tracemalloc.start()

@@ -92,6 +92,7 @@ def test_wait_replicas_without_wait_is_refused_before_anything_is_written(server
     backend.close()
 
 
+@pytest.mark.slow
 def test_in_a_cluster_each_master_is_looked_at(tmp_path):
     with RedisServers(tmp_path, 3, "--cluster-enabled", "yes") as servers:
         servers.make_cluster(3)

@@ -133,6 +133,7 @@ def test_passwords_of_sentinels_and_of_servers_differ(sentinels):
     backend.close()
 
 
+@pytest.mark.slow
 def test_runs_are_on_the_master_and_the_check_looks_there(watched):
     backend = open_redis(watched.url)
     run = stored_run(backend)
