@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AbstractWorkflowRunRepository,
         Attempt,
         Checkpoint,
+        RunFilters,
         StateWriter,
         StorageBackend,
     )
@@ -52,6 +53,7 @@ _MODULES = {
         "AbstractWorkflowRunRepository",
         "Attempt",
         "Checkpoint",
+        "RunFilters",
         "StateWriter",
         "StorageBackend",
     ),
@@ -107,6 +109,7 @@ __all__ = [
     "ReentranceError",
     "RunAlreadyExistsError",
     "RunChangedError",
+    "RunFilters",
     "RunLostError",
     "RunNotFoundError",
     "RunStatus",

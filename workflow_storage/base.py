@@ -32,7 +32,7 @@ from workflow_storage.paging import PageLength, emptied
 from workflow_storage.status import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
 
@@ -132,13 +132,20 @@ class Totals(TypedDict, total=False):
 class RunFilters(TypedDict, total=False):
     """Which runs; a filter that is left out, or None, matches every run."""
 
-    workflow_name: str | None
+    workflow_name: str | Iterable[str] | None
+    """One workflow, or several."""
     status: str | Iterable[str] | None
     """One status, or several."""
     started_after: datetime | None
     """Runs started at this time or later."""
     started_before: datetime | None
     """Runs started earlier than this time."""
+    labels: Mapping[str, str] | None
+    """Runs that have all of these labels."""
+    parent_id: str | None
+    """Runs that this run started, or that were forked from it."""
+    waiting: bool | None
+    """Runs that were suspended and wait for something; with False, all others."""
 
 
 class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
@@ -288,8 +295,10 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         self,
         *,
         before: datetime,
-        workflow_name: str | None = None,
+        workflow_name: str | Iterable[str] | None = None,
         statuses: str | Iterable[str] = TERMINAL_STATUSES,
+        labels: Mapping[str, str] | None = None,
+        parent_id: str | None = None,
         batch_size: int = 1000,
     ) -> int:
         """Delete runs that ended before a time, with their states, batch by batch.
@@ -300,8 +309,10 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
 
         Args:
             before: runs with an earlier `completed_at`.
-            workflow_name: only runs of this workflow.
+            workflow_name: only runs of this workflow, or of these.
             statuses: only runs in these terminal statuses.
+            labels: only runs that have all of these labels.
+            parent_id: only runs with this parent.
             batch_size: runs in a batch.
 
         Returns:

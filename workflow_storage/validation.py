@@ -4,12 +4,14 @@ Each function returns the value to store, or raises the error of the contract; n
 of them touches a store.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.conf import settings
 from django.utils import timezone
@@ -21,6 +23,9 @@ from workflow_storage.exceptions import (
 )
 from workflow_storage.serialization import payload_json, state_text
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+
+if TYPE_CHECKING:
+    from workflow_storage.models import WorkflowRun
 
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
@@ -138,13 +143,37 @@ def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatu
 class ValidFilters(NamedTuple):
     """Filters of `list_runs` that have been checked."""
 
-    workflow_name: str | None
+    workflow_names: list[str] | None
+    """In a fixed order; None for any."""
     statuses: list[RunStatus] | None
     """In a fixed order; None for any."""
     started_after: datetime | None
     started_before: datetime | None
+    labels: dict[str, str]
+    """All of which a run has to have."""
+    parent_id: str | None
+    waiting: bool | None
+    """Whether a run has to be suspended, or must not; None for any."""
     match_none: bool
     """Whether no run can match: an impossible name, or no status at all."""
+
+    def matches(self, run: WorkflowRun) -> bool:
+        """Whether a run is one of those that are meant; for stores that look at runs themselves."""
+        after, before = self.started_after, self.started_before
+        return (
+            (self.workflow_names is None or run.workflow_name in self.workflow_names)
+            and (self.statuses is None or run.status in self.statuses)
+            and (after is None or run.started_at >= after)
+            and (before is None or run.started_at < before)
+            and all(run.labels.get(name) == value for name, value in self.labels.items())
+            and self.parent_id in (None, run.parent_id)
+            and self.waiting in (None, is_waiting(run))
+        )
+
+
+def is_waiting(run: WorkflowRun) -> bool:
+    """Whether a run was suspended, and waits for something."""
+    return run.status == RunStatus.PENDING and run.waiting_for is not None
 
 
 def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
@@ -155,22 +184,56 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
         InvalidFieldError: for a time that is no time, or has no time zone where it must.
         TypeError: for an unknown filter, or a name that is no text.
     """
-    name = filters.get("workflow_name")
-    possible = name is None or is_possible_name("workflow_name", name, MAX_WORKFLOW_NAME)
-    status = filters.get("status")
-    statuses = None if status is None else sorted(valid_statuses(status))
-    moments = {
-        field: None if filters.get(field) is None else valid_moment(field, filters[field])
-        for field in ("started_after", "started_before")
-    }
     unknown = filters.keys() - RunFilters.__annotations__.keys()
     if unknown:
         raise TypeError(
             f"{', '.join(sorted(unknown))}: no such filter. "
             f"Use one of: {', '.join(RunFilters.__annotations__)}."
         )
-    name = None if name is None else plain_text(name)
-    return ValidFilters(name, statuses, **moments, match_none=not possible or statuses == [])
+    given = filters.get("workflow_name")
+    names = None if given is None else _possible_names(given)
+    status = filters.get("status")
+    statuses = None if status is None else sorted(valid_statuses(status))
+    moments = {
+        field: None if filters.get(field) is None else valid_moment(field, filters[field])
+        for field in ("started_after", "started_before")
+    }
+    labels = filters.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"labels is a {type(labels).__name__}. Pass a dict of names and texts.")
+    possible = all(
+        is_possible_name("a name in labels", name, MAX_LABEL_NAME)
+        and is_possible_name(f"labels[{name!r}]", value, MAX_LABEL_VALUE)
+        for name, value in labels.items()
+    )
+    parent_id = filters.get("parent_id")
+    possible = possible and (
+        parent_id is None or is_possible_name("parent_id", parent_id, MAX_RUN_ID)
+    )
+    waiting = filters.get("waiting")
+    if waiting not in (None, True, False):
+        raise TypeError(f"waiting is {waiting!r}. Pass True, False or None.")
+    return ValidFilters(
+        names,
+        statuses,
+        **moments,
+        labels={plain_text(name): plain_text(value) for name, value in labels.items()},
+        parent_id=None if parent_id is None else plain_text(parent_id),
+        waiting=waiting,
+        match_none=not possible or [] in (names, statuses),
+    )
+
+
+def _possible_names(names: str | Iterable[str]) -> list[str]:
+    """Return which of one or several names of workflows there can be."""
+    several = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    return sorted(
+        {
+            plain_text(name)
+            for name in several
+            if is_possible_name("workflow_name", name, MAX_WORKFLOW_NAME)
+        }
+    )
 
 
 def valid_moment(field: str, value: object) -> datetime:

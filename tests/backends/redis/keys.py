@@ -1,5 +1,7 @@
 """What is in the keys of a store, read past it; for tests that write through it."""
 
+import json
+
 
 def keys_of(backend, kind):
     """Return the keys of a kind, and what each holds."""
@@ -28,6 +30,10 @@ def assert_indexes_agree(backend):
             (f"{base}:runs:{status}", f"{start} {run_id}"),
             (f"{base}:workflows:{status}", f"{name}\0{start} {run_id}"),
         }
+        for label, value in json.loads(run.get(b"labels", b"{}")).items():
+            expected.add((f"{base}:labels", f"{label}\0{value}\0{start} {run_id}"))
+        if b"parent_id" in run:
+            expected.add((f"{base}:parents", f"{run[b'parent_id'].decode()}\0{start} {run_id}"))
         if b"completed_at" in run:
             entry = f"{run[b'completed_at'].decode()} {run_id}"
             expected |= {
@@ -36,7 +42,7 @@ def assert_indexes_agree(backend):
             }
     found = {
         (key, entry.decode())
-        for kind in ("runs:", "workflows:", "ended")
+        for kind in ("runs:", "workflows:", "ended", "labels", "parents")
         for key, entries in keys_of(backend, kind).items()
         for entry in entries
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db.models import Q
+from django.db.models import Exists, Model, OuterRef, Q
 
 from workflow_storage.backends.orm.compiled_queries import Parameter
-from workflow_storage.models import WorkflowRun
+from workflow_storage.models import WorkflowRun, WorkflowRunLabel
+from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from django.db.models import QuerySet
 
-    from workflow_storage.status import RunStatus
     from workflow_storage.validation import ValidFilters
 
 
@@ -24,7 +24,7 @@ class Condition(NamedTuple):
 
     Attributes:
         name: what tells it from the others in a query.
-        fields: the field that each value belongs to.
+        fields: the field that each value belongs to; of a label behind ``label_rows__``.
         values: the values.
         where: makes the condition from the values, or from parameters in their place.
     """
@@ -46,7 +46,7 @@ class Condition(NamedTuple):
     def parameters(self) -> list[Parameter]:
         """Return a parameter for each value."""
         return [
-            Parameter(name, WorkflowRun._meta.get_field(field))
+            Parameter(name, _field(field))
             for name, field in zip(self.names(), self.fields, strict=True)
         ]
 
@@ -78,35 +78,108 @@ def values_of(conditions: Iterable[Condition]) -> dict[str, Any]:
     }
 
 
-def conditions_of(filters: ValidFilters) -> list[Condition]:
-    """Return the conditions that filters mean; whether they match any run at all, they say."""
+def conditions_of(filters: ValidFilters, before: Position | None = None) -> list[Condition]:
+    """Return the conditions that filters mean; whether they match any run at all, they say.
+
+    Args:
+        filters: which runs.
+        before: the start and the id of a run, after which they come in the order newest first.
+    """
     conditions = [
         Condition(name, (field,), (getattr(filters, name),), where)
         for name, (field, where) in _WHERE.items()
         if getattr(filters, name) is not None
     ]
-    return conditions if filters.statuses is None else [*conditions, in_status(filters.statuses)]
+    if filters.workflow_names is not None:
+        conditions.append(_one_of("workflow_name", filters.workflow_names))
+    if filters.statuses is not None:
+        conditions.append(in_status(filters.statuses))
+    if filters.waiting is not None:
+        conditions.append(
+            Condition(f"waiting {filters.waiting}", (), (), _WAITING[filters.waiting])
+        )
+    first, *others = filters.labels.items() or (None,)
+    if first is not None:
+        conditions.append(_first_label(*first, before))
+        conditions += [_other_label(number, *label) for number, label in enumerate(others)]
+    elif before is not None:
+        conditions.append(_before_run(*before))
+    return conditions
 
+
+def order_of(filters: ValidFilters) -> tuple[str, str]:
+    """Return the order newest first, by the index that the conditions of filters are read from."""
+    if filters.labels:
+        return "-label_rows__started_at", "-label_rows__run_id"
+    return "-started_at", "-id"
+
+
+Position = tuple["datetime", str]
+"""The start and the id of a run."""
 
 _WHERE: dict[str, tuple[str, Callable[..., Q]]] = {
-    "workflow_name": ("workflow_name", lambda name: Q(workflow_name=name)),
     "started_after": ("started_at", lambda time: Q(started_at__gte=time)),
     "started_before": ("started_at", lambda time: Q(started_at__lt=time)),
+    "parent_id": ("parent_id", lambda parent: Q(parent_id=parent)),
 }
+_IS_WAITING = Q(status=RunStatus.PENDING.value, waiting_for__isnull=False)
+_WAITING: dict[bool, Callable[..., Q]] = {True: lambda: _IS_WAITING, False: lambda: ~_IS_WAITING}
+
+
+def _first_label(name: str, value: str, before: Position | None) -> Condition:
+    """Return the condition that a run has a label, and comes after another one, by one row of it."""
+    if before is None:
+        return Condition("label", _LABEL, (name, value), _has_label)
+    return Condition(
+        "label before",
+        (*_LABEL, "label_rows__started_at", "label_rows__run_id"),
+        (name, value, *before),
+        lambda name, value, time, run_id: (
+            _has_label(name, value)
+            & (Q(label_rows__started_at__lt=time) | Q(label_rows__run_id__lt=run_id))
+            & Q(label_rows__started_at__lte=time)
+        ),
+    )
+
+
+_LABEL = ("label_rows__name", "label_rows__value")
+
+
+def _has_label(name: Any, value: Any) -> Q:
+    return Q(label_rows__name=name, label_rows__value=value)
+
+
+def _other_label(number: int, name: str, value: str) -> Condition:
+    def where(name: Any, value: Any) -> Q:
+        rows = WorkflowRunLabel._base_manager.filter(run_id=OuterRef("pk"), name=name, value=value)
+        return Q(Exists(rows))
+
+    return Condition(f"label {number}", _LABEL, (name, value), where)
+
+
+def _field(name: str) -> Any:
+    model: type[Model] = WorkflowRun
+    if name.startswith("label_rows__"):
+        model, name = WorkflowRunLabel, name.removeprefix("label_rows__").replace("run_id", "run")
+    return model._meta.get_field(name)
+
+
+def _one_of(field: str, values: Iterable[str]) -> Condition:
+    values = tuple(values)
+    # A plain comparison lets the database read its index in order.
+    return Condition(
+        field,
+        (field,) * len(values),
+        values,
+        (lambda value: Q(**{field: value}))
+        if len(values) == 1
+        else (lambda *several: Q(**{f"{field}__in": several})),
+    )
 
 
 def in_status(statuses: Iterable[RunStatus]) -> Condition:
     """Return the condition that a run is in one of these statuses."""
-    values = tuple(status.value for status in statuses)
-    # A plain comparison lets the database read its index in order.
-    return Condition(
-        "status",
-        ("status",) * len(values),
-        values,
-        (lambda status: Q(status=status))
-        if len(values) == 1
-        else (lambda *several: Q(status__in=several)),
-    )
+    return _one_of("status", (status.value for status in statuses))
 
 
 def in_attempt(attempt: int) -> Condition:
@@ -114,8 +187,7 @@ def in_attempt(attempt: int) -> Condition:
     return Condition("attempt", ("attempt",), (attempt,), lambda number: Q(attempt=number))
 
 
-def before_run(started_at: datetime, run_id: str) -> Condition:
-    """Return the condition that a run comes after another one, in the order newest first."""
+def _before_run(started_at: datetime, run_id: str) -> Condition:
     return Condition(
         "before",
         ("started_at", "id"),

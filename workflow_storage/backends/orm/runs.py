@@ -18,10 +18,10 @@ from workflow_storage.attempts import (
 from workflow_storage.backends.orm.compiled_queries import delete_rows
 from workflow_storage.backends.orm.conditions import (
     Condition,
-    before_run,
     conditions_of,
     in_attempt,
     in_status,
+    order_of,
     values_of,
     with_parameters,
     with_values,
@@ -72,7 +72,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime, timedelta
 
     from django.db.models import QuerySet
@@ -159,15 +159,14 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         """See `AbstractWorkflowRunRepository.list_runs`."""
         valid_count("limit", limit)
         valid = valid_filters(filters)
-        conditions = conditions_of(valid)
-        if before is not None:
-            conditions.append(before_run(*self._position(before)))
+        position = None if before is None else self._position(before)
+        conditions = conditions_of(valid, position)
         if limit == 0 or valid.match_none:
             return []
 
         def page() -> QuerySet[WorkflowRun]:
             runs = with_parameters(self._rows.runs, conditions)
-            return runs.order_by("-started_at", "-id")[:limit]
+            return runs.order_by(*order_of(valid))[:limit]
 
         return self._rows.run_queries.objects(
             ("list", limit, *(condition.key for condition in conditions)),
@@ -297,13 +296,20 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         self,
         *,
         before: datetime,
-        workflow_name: str | None = None,
+        workflow_name: str | Iterable[str] | None = None,
         statuses: str | Iterable[str] = TERMINAL_STATUSES,
+        labels: Mapping[str, str] | None = None,
+        parent_id: str | None = None,
         batch_size: int = 1000,
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
         valid = valid_filters(
-            {"workflow_name": workflow_name, "status": valid_terminal_statuses(statuses)}
+            {
+                "workflow_name": workflow_name,
+                "status": valid_terminal_statuses(statuses),
+                "labels": labels,
+                "parent_id": parent_id,
+            }
         )
         valid_moment("before", before)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from workflow_storage.backends.redis import scripts
 from workflow_storage.backends.redis.records import read_runs, run_from
@@ -15,11 +15,15 @@ from workflow_storage.status import RunStatus
 from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from workflow_storage.backends.redis.connection import Operation, RedisStore
     from workflow_storage.models import WorkflowRun
     from workflow_storage.validation import ValidFilters
+
+
+_COUNTED_AT_ONCE = 200
 
 
 def entry_of(started_at: datetime, run_id: str) -> bytes:
@@ -32,11 +36,21 @@ def parsed_entry(entry: bytes) -> tuple[bytes, str]:
     return entry[:TIME_LENGTH], entry[TIME_LENGTH + 1 :].decode()
 
 
+class _Range(NamedTuple):
+    """The entries of an index, in each slot, that begin alike."""
+
+    keys: dict[str, tuple[str, ...]]
+    """The keys of the index by key prefix: several where an index is one for each status."""
+    name: bytes
+    """What the entries begin with, before the start."""
+
+
 class NewestRuns:
     """Reads the runs that some filters mean, newest first, bit by bit.
 
     A run that changes its status moves from one index to another of the same slot. They are
-    read together, in one script, so that it is never missed between the two.
+    read together, in one script, so that it is never missed between the two. Of several labels, the
+    index of the rarest is read.
 
     Args:
         store: where.
@@ -49,35 +63,22 @@ class NewestRuns:
     ) -> None:
         self._store = store
         self._filters = filters
-        statuses = filters.statuses if filters.statuses is not None else list(RunStatus)
-        name = filters.workflow_name
-        kind = "runs" if name is None else "workflows"
-        self._keys = {
-            prefix: tuple(f"{prefix}:{kind}:{status.value}" for status in statuses)
-            for prefix in store.key_prefixes
-        }
-        # What all entries begin with, before the start.
-        self._name = b"" if name is None else f"{name}\0".encode()
-        after, until = filters.started_after, filters.started_before
-        self._lowest = b"[" + self._name if self._name else b"-"
-        if after is not None:
-            self._lowest = b"[" + self._name + time_text(after).encode()
-        highest = [b"(" + self._name + time_text(until).encode()] if until is not None else []
-        if before is not None:
-            highest.append(b"(" + self._name + before)
-        # What is unread of each slot comes after this entry.
-        end = b"(" + self._name[:-1] + b"\1" if self._name else b"+"
-        self._after = dict.fromkeys(self._keys, min(highest, default=end))
-        self._unread = set(self._keys)
+        self._before = before
+        self._ranges: list[_Range] = []
+        # What is unread of each slot and range comes after this entry.
+        self._after: dict[tuple[str, int], bytes] = {}
+        self._unread: set[tuple[str, int]] = set()
         self._entries: list[bytes] = []
 
     def count(self) -> Operation[int]:
-        """Count the runs."""
-        counts = yield [
-            Call(scripts.INDEX, keys, (self._after[prefix], self._lowest))
-            for prefix, keys in self._keys.items()
-        ]
-        return sum(itertools.chain.from_iterable(counts))
+        """Count the runs; without reading them, where an index holds all that is asked."""
+        yield from self._begin()
+        if not self._is_exact():
+            total = 0
+            while (page := (yield from self.page(_COUNTED_AT_ONCE))) is not None:
+                total += len(page)
+            return total
+        return sum((yield from self._counts(self._ranges)))
 
     def page(self, count: int) -> Operation[list[WorkflowRun] | None]:
         """Return the next runs, at most so many.
@@ -95,54 +96,140 @@ class NewestRuns:
             run = run_from(run_id, values)
             if run is None or time_text(run.started_at).encode() != start:
                 yield from self._clean(entry)
-            elif self._matches(run):
+            elif self._filters.matches(run):
                 runs.append(run)
         return runs
-
-    def _matches(self, run: WorkflowRun) -> bool:
-        """Whether a run still is what its entry said."""
-        statuses, name = self._filters.statuses, self._filters.workflow_name
-        return (statuses is None or run.status in statuses) and (
-            name is None or run.workflow_name == name
-        )
-
-    def _clean(self, entry: bytes) -> Operation[None]:
-        """Delete the entry of a run that the server has evicted, or somebody deleted by hand."""
-        start, run_id = parsed_entry(entry)
-        cleaning = call(self._store, scripts.CLEAN, run_id, start, self._name + entry)
-        keys = self._keys[self._store.key_prefix(run_id)]
-        with suppress(StorageError):
-            yield cleaning._replace(keys=(*cleaning.keys, *keys))
 
     def entries(self, count: int) -> Operation[list[bytes]]:
         """Return the next entries: as many, fewer before the last one, none after it.
 
         What they stand for is not read, so that it may not be there.
         """
-        size = count if len(self._keys) == 1 else max(2 * count // len(self._keys), 10)
+        yield from self._begin()
+        lists = len(self._after)
+        size = count if lists == 1 else max(2 * count // lists, 10)
         while behind := self._behind(count):
-            calls = [
-                Call(scripts.INDEX, self._keys[prefix], (self._after[prefix], self._lowest, size))
-                for prefix in behind
-            ]
-            for prefix, lists in zip(behind, (yield calls), strict=True):
-                found = sorted(set(itertools.chain.from_iterable(lists)), reverse=True)[:size]
-                self._entries += found
+            calls = [self._call(place, self._after[place], size) for place in behind]
+            for place, found_in in zip(behind, (yield calls), strict=True):
+                found = sorted(set(itertools.chain.from_iterable(found_in)), reverse=True)[:size]
+                name = self._ranges[place[1]].name
+                self._entries += [entry[len(name) :] for entry in found]
                 if len(found) < size:
-                    self._unread.discard(prefix)
+                    self._unread.discard(place)
                 else:
-                    self._after[prefix] = b"(" + found[-1]
+                    self._after[place] = b"(" + found[-1]
             self._entries.sort(reverse=True)
         entries, self._entries = self._entries[:count], self._entries[count:]
-        return [entry[len(self._name) :] for entry in entries]
+        return entries
 
-    def _behind(self, count: int) -> list[str]:
-        """Return the key prefixes that may have an entry before the last of the next ones."""
-        unread = [prefix for prefix in self._keys if prefix in self._unread]
+    def _begin(self) -> Operation[None]:
+        """Choose what to read, the first time."""
+        if self._ranges:
+            return
+        ranges = self._possible_ranges()
+        if self._filters.labels and len(ranges) > 1:
+            counts = yield from self._counts(ranges)
+            ranges = [ranges[counts.index(min(counts))]]
+        self._ranges = ranges
+        for place, one in enumerate(ranges):
+            for prefix in one.keys:
+                self._after[prefix, place] = self._highest(one)
+        self._unread = set(self._after)
+
+    def _possible_ranges(self) -> list[_Range]:
+        """Return the ranges that hold the runs: all of them together, or, of labels, each alone."""
+        filters = self._filters
+        if filters.labels:
+            return [
+                self._range("labels", f"{name}\0{value}\0")
+                for name, value in filters.labels.items()
+            ]
+        if filters.parent_id is not None:
+            return [self._range("parents", f"{filters.parent_id}\0")]
+        if filters.workflow_names is not None:
+            names = [f"{name}\0" for name in filters.workflow_names]
+            return [self._range("workflows", name, self._statuses()) for name in names]
+        return [self._range("runs", "", self._statuses())]
+
+    def _range(self, kind: str, name: str, statuses: Iterable[RunStatus] = ()) -> _Range:
+        kinds = [f"{kind}:{status.value}" for status in statuses] or [kind]
+        return _Range(
+            {
+                prefix: tuple(f"{prefix}:{one}" for one in kinds)
+                for prefix in self._store.key_prefixes
+            },
+            name.encode(),
+        )
+
+    def _statuses(self) -> list[RunStatus]:
+        if self._filters.waiting and self._filters.statuses is None:
+            return [RunStatus.PENDING]
+        return list(RunStatus) if self._filters.statuses is None else self._filters.statuses
+
+    def _is_exact(self) -> bool:
+        """Whether each entry in the ranges is a run that is asked for."""
+        filters = self._filters
+        others = (
+            len(filters.labels) > 1
+            or filters.waiting is not None
+            or (bool(filters.labels) and filters.parent_id is not None)
+        )
+        if filters.labels or filters.parent_id is not None:
+            others = others or (filters.workflow_names, filters.statuses) != (None, None)
+        return not others
+
+    def _counts(self, ranges: list[_Range]) -> Operation[list[int]]:
+        """Return how many entries there are in each range."""
+        replies = yield [
+            Call(scripts.INDEX, keys, (self._highest(one), self._lowest(one)))
+            for one in ranges
+            for keys in one.keys.values()
+        ]
+        slots = len(self._store.key_prefixes)
+        return [
+            sum(itertools.chain.from_iterable(replies[first : first + slots]))
+            for first in range(0, len(replies), slots)
+        ]
+
+    def _call(self, place: tuple[str, int], after: bytes, size: int) -> Call:
+        one = self._ranges[place[1]]
+        return Call(scripts.INDEX, one.keys[place[0]], (after, self._lowest(one), size))
+
+    def _lowest(self, one: _Range) -> bytes:
+        after = self._filters.started_after
+        if after is not None:
+            return b"[" + one.name + time_text(after).encode()
+        return b"[" + one.name if one.name else b"-"
+
+    def _highest(self, one: _Range) -> bytes:
+        until = self._filters.started_before
+        highest = [] if until is None else [b"(" + one.name + time_text(until).encode()]
+        if self._before is not None:
+            highest.append(b"(" + one.name + self._before)
+        end = b"(" + one.name[:-1] + b"\1" if one.name else b"+"
+        return min(highest, default=end)
+
+    def _clean(self, entry: bytes) -> Operation[None]:
+        """Delete the entry of a run that the server has evicted, or somebody deleted by hand."""
+        start, run_id = parsed_entry(entry)
+        for one in self._ranges:
+            cleaning = call(self._store, scripts.CLEAN, run_id, start, one.name + entry)
+            keys = one.keys[self._store.key_prefix(run_id)]
+            with suppress(StorageError):
+                yield cleaning._replace(keys=(*cleaning.keys, *keys))
+
+    def _behind(self, count: int) -> list[tuple[str, int]]:
+        """Return the slots and ranges that may have an entry before the last of the next ones."""
+        unread = [place for place in self._after if place in self._unread]
         if len(self._entries) < count:
             return unread
-        last = b"(" + self._entries[count - 1]
-        return [prefix for prefix in unread if self._after[prefix] > last]
+        last = self._entries[count - 1]
+        # Without the bracket, and what the entries of the range begin with.
+        return [
+            place
+            for place in unread
+            if self._after[place][1 + len(self._ranges[place[1]].name) :] > last
+        ]
 
 
 class EndedRuns:
@@ -150,42 +237,50 @@ class EndedRuns:
 
     Args:
         store: where.
-        filters: the workflow or none, and the terminal statuses.
+        filters: the workflows or none, and the terminal statuses.
         before: the time.
     """
 
     def __init__(self, store: RedisStore, filters: ValidFilters, before: datetime) -> None:
-        name = filters.workflow_name
-        kind = "ended" if name is None else "ended_workflows"
-        self._workflow = name or ""
-        self._name = b"" if name is None else f"{name}\0".encode()
-        self._end = b"(" + self._name + time_text(before).encode()
-        begin = b"[" + self._name if self._name else b"-"
-        self._after = {
-            (f"{prefix}:{kind}:{status.value}", status.value): begin
-            for prefix in store.key_prefixes
-            for status in filters.statuses or ()
-        }
+        self._before = time_text(before).encode()
+        names: Iterable[str | None] = filters.workflow_names or [None]
+        self._after: dict[tuple[str, str, str | None], bytes] = {}
+        for prefix, status, name in itertools.product(
+            store.key_prefixes, filters.statuses or (), names
+        ):
+            kind = "ended" if name is None else "ended_workflows"
+            begin = b"-" if name is None else b"[" + _behind_name(name)
+            self._after[f"{prefix}:{kind}:{status.value}", status.value, name] = begin
 
-    def page(self, count: int) -> Operation[list[tuple[str, tuple[str, str, str]]] | None]:
-        """Return the next runs of each index, at most so many, as `DELETE_ENDED` takes them.
-
-        Returns:
-            The ids, each with the end, the status and the workflow; None after the last.
-        """
+    def page(self, count: int) -> Operation[list[Ended] | None]:
+        """Return the next runs of each index, at most so many; None after the last."""
         if not self._after:
             return None
         pages = yield [
-            ("ZRANGEBYLEX", key, begin, self._end, "LIMIT", 0, count)
-            for (key, _), begin in self._after.items()
+            ("ZRANGEBYLEX", key, begin, b"(" + _behind_name(name) + self._before, "LIMIT", 0, count)
+            for (key, _, name), begin in self._after.items()
         ]
         runs = []
         for index, entries in zip(list(self._after), pages, strict=True):
+            _, status, name = index
             for entry in entries:
-                ended_at, run_id = parsed_entry(entry[len(self._name) :])
-                runs.append((run_id, (ended_at.decode(), index[1], self._workflow)))
+                ended_at, run_id = parsed_entry(entry[len(_behind_name(name)) :])
+                runs.append(Ended(run_id, ended_at.decode(), status, name or ""))
             if len(entries) == count:
                 self._after[index] = b"(" + entries[-1]
             else:
                 del self._after[index]
         return runs
+
+
+class Ended(NamedTuple):
+    """A run that has ended, as an index has it and `DELETE_ENDED` takes it."""
+
+    run_id: str
+    ended_at: str
+    status: str
+    workflow: str
+
+
+def _behind_name(name: str | None) -> bytes:
+    return b"" if name is None else f"{name}\0".encode()

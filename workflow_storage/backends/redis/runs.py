@@ -12,7 +12,13 @@ from django.utils import timezone
 
 from workflow_storage.attempts import FoundRun, StatusChange, status_change
 from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.indexes import EndedRuns, NewestRuns, entry_of, parsed_entry
+from workflow_storage.backends.redis.indexes import (
+    Ended,
+    EndedRuns,
+    NewestRuns,
+    entry_of,
+    parsed_entry,
+)
 from workflow_storage.backends.redis.records import (
     FIELDS,
     attempts_from,
@@ -69,7 +75,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
 
     from workflow_storage.backends.redis.connection import Operation
@@ -231,9 +237,11 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         """Change fields of a run, if it is running in an attempt; or say why not."""
         if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
-        reply = yield call(
+        changes_index = "labels" in changes
+        change_call = indexing_call if changes_index else call
+        reply = yield change_call(
             self.store,
-            scripts.CHANGE,
+            scripts.CHANGE_LABELS if changes_index else scripts.CHANGE,
             run_id,
             "" if attempt is None else attempt,
             *changed(changes),
@@ -266,32 +274,37 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         self,
         *,
         before: datetime,
-        workflow_name: str | None = None,
+        workflow_name: str | Iterable[str] | None = None,
         statuses: str | Iterable[str] = TERMINAL_STATUSES,
+        labels: Mapping[str, str] | None = None,
+        parent_id: str | None = None,
         batch_size: int = 1000,
     ) -> Operation[int]:
         filters: RunFilters = {
             "workflow_name": workflow_name,
             "status": valid_terminal_statuses(statuses),
+            "labels": labels,
+            "parent_id": parent_id,
         }
         valid = valid_filters(filters)
         valid_moment("before", before)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_CHANGED_AT_ONCE)
         if valid.match_none:
             return 0
-        ended = EndedRuns(self.store, valid, before)
+        by_index = not valid.labels and valid.parent_id is None
+        ended = EndedRuns(self.store, valid, before) if by_index else None
+        newest = NewestRuns(self.store, valid)
         deleted = 0
-        while (runs := (yield from ended.page(size))) is not None:
+        while True:
+            if ended is not None:
+                runs = yield from ended.page(size)
+            else:
+                runs = yield from _ended_before(newest, size, before)
+            if runs is None:
+                return deleted
             for batch in _batches(runs):
-                deleted += sum(
-                    (
-                        yield [
-                            indexing_call(self.store, scripts.DELETE_ENDED, run_id, *as_found)
-                            for run_id, as_found in batch
-                        ]
-                    )
-                )
-        return deleted
+                calls = [indexing_call(self.store, scripts.DELETE_ENDED, *run) for run in batch]
+                deleted += sum((yield calls))
 
     delete_finished = blocking(_delete_finished)
     adelete_finished = awaitable(_delete_finished)
@@ -397,6 +410,18 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
 
 
 _RUNNING = RunStatus.RUNNING.value.encode()
+
+
+def _ended_before(newest: NewestRuns, size: int, before: datetime) -> Operation[list[Ended] | None]:
+    """Return those of the next runs that ended before a time; None after the last."""
+    page = yield from newest.page(size)
+    if page is None:
+        return None
+    return [
+        Ended(run.id, time_text(run.completed_at), run.status, "")
+        for run in page
+        if run.completed_at is not None and run.completed_at < before
+    ]
 
 
 def _batches(runs: list[_T]) -> Iterator[list[_T]]:

@@ -11,6 +11,8 @@ changes them together. The keys, for a key prefix such as ``{workflow_storage}``
 - ``<prefix>:runs:<status>`` and ``<prefix>:workflows:<status>``, sorted sets in lexicographic
   order (all scores are 0), whose entries are the start and the id; in the latter behind the
   name of the workflow and a NUL, which no name holds.
+- ``<prefix>:labels`` and ``<prefix>:parents``, the same behind the name of a label, a NUL, its value and a
+  NUL; and behind the id of the parent and a NUL.
 - ``<prefix>:ended:<status>`` and ``<prefix>:ended_workflows:<status>``, of the terminal ones, the same
   with the time of the end.
 
@@ -38,6 +40,8 @@ INDEXES = (
     *(f"workflows:{status}" for status in RunStatus.values),
     *(f"ended:{status}" for status in _ENDS),
     *(f"ended_workflows:{status}" for status in _ENDS),
+    "labels",
+    "parents",
 )
 """What the keys of the indexes end in, in the order of KEYS."""
 
@@ -119,39 +123,49 @@ _INDEXING = (
     f"""
 local places, workflows = {{{_PLACES}}}, {len(RunStatus.values)}
 local places_of_ends, ended_workflows = {{{_PLACES_OF_ENDS}}}, {len(_ENDS)}
+local all_labels, parents = {2 + len(INDEXES) - 1}, {2 + len(INDEXES)}
 """
     + """
 local function place()
-  return redis.call('HMGET', run_key, 'status', 'workflow_name', 'started_at', 'completed_at')
+  return redis.call('HMGET', run_key, 'status', 'workflow_name', 'started_at', 'completed_at',
+    'labels', 'parent_id')
 end
 
-local function leave(status, workflow, started, ended)
+local function in_indexes(command, status, workflow, started, ended, labels, parent)
+  local function index(at, entry)
+    if command == 'ZADD' then
+      redis.call('ZADD', KEYS[at], 0, entry)
+    else
+      redis.call('ZREM', KEYS[at], entry)
+    end
+  end
   local at, entry = places[status], started .. ' ' .. id
-  redis.call('ZREM', KEYS[at], entry)
-  redis.call('ZREM', KEYS[at + workflows], workflow .. '\\0' .. entry)
+  index(at, entry)
+  index(at + workflows, workflow .. '\\0' .. entry)
+  for name, value in pairs(labels and cjson.decode(labels) or {}) do
+    index(all_labels, name .. '\\0' .. value .. '\\0' .. entry)
+  end
+  if parent then index(parents, parent .. '\\0' .. entry) end
   if ended then
     at, entry = places_of_ends[status], ended .. ' ' .. id
-    redis.call('ZREM', KEYS[at], entry)
-    redis.call('ZREM', KEYS[at + ended_workflows], workflow .. '\\0' .. entry)
+    index(at, entry)
+    index(at + ended_workflows, workflow .. '\\0' .. entry)
   end
 end
 
-local function enter(status, workflow, started, ended)
-  local at, entry = places[status], started .. ' ' .. id
-  redis.call('ZADD', KEYS[at], 0, entry)
-  redis.call('ZADD', KEYS[at + workflows], 0, workflow .. '\\0' .. entry)
-  if ended then
-    at, entry = places_of_ends[status], ended .. ' ' .. id
-    redis.call('ZADD', KEYS[at], 0, entry)
-    redis.call('ZADD', KEYS[at + ended_workflows], 0, workflow .. '\\0' .. entry)
-  end
+local function enter(run)
+  in_indexes('ZADD', unpack(run, 1, 6))
+end
+
+local function leave(run)
+  in_indexes('ZREM', unpack(run, 1, 6))
 end
 
 local function move(before, after)
-  for i = 1, 4 do
+  for i = 1, 6 do
     if before[i] ~= after[i] then
-      leave(unpack(before, 1, 4))
-      enter(unpack(after, 1, 4))
+      leave(before)
+      enter(after)
       return
     end
   end
@@ -159,7 +173,7 @@ end
 
 local function remove(before)
   redis.call('UNLINK', run_key, states_key)
-  leave(unpack(before, 1, 4))
+  leave(before)
 end
 """
 )
@@ -217,9 +231,9 @@ end
 -- Carry out a `StatusChange`, given from ARGV[first] on: the status, the time, whether the
 -- duration is given ('' or not), and what `change` takes.
 local function change_status(run, first)
-  local status, at = ARGV[first], ARGV[first + 1]
+  local status, at, before = ARGV[first], ARGV[first + 1], place()
   local started, ended = run[STARTED_AT], false
-  local workflow, spent = unpack(redis.call('HMGET', run_key, 'workflow_name', 'duration_seconds'))
+  local spent = redis.call('HGET', run_key, 'duration_seconds')
   local fields = {'status', status}
   local function add(name, value)
     fields[#fields + 1] = name
@@ -238,7 +252,7 @@ local function change_status(run, first)
   redis.call('HSET', run_key, unpack(fields))
   if not ended then redis.call('HDEL', run_key, 'completed_at') end
   change(first + 3)
-  move({run[STATUS], workflow, started, run[COMPLETED_AT]}, {status, workflow, started, ended})
+  move(before, place())
 end
 """
 )
@@ -266,7 +280,7 @@ if redis.call('EXISTS', run_key) == 1 then return 0 end
 -- First what Redis refuses when its memory is full; UNLINK is not, and what follows it isn't.
 set(2, #ARGV)
 redis.call('UNLINK', states_key)
-enter(unpack(place(), 1, 4))
+enter(place())
 return 1
 """,
     _CHANGING,
@@ -286,6 +300,23 @@ return 1
 """,
     _RUN,
     _CHANGING,
+    wrote=_is_one,
+)
+
+CHANGE_LABELS = script(
+    """
+-- The same, where labels change, too.
+local run = found()
+if not run then return false end
+if ARGV[2] ~= '' and (run[STATUS] ~= 'running' or run[ATTEMPT] ~= ARGV[2]) then return run end
+local before = place()
+change(3)
+move(before, place())
+return 1
+""",
+    _RUN,
+    _CHANGING,
+    _INDEXING,
     wrote=_is_one,
 )
 

@@ -10,6 +10,7 @@ from workflow_storage.testing.runs.changing import ChangingContract
 from workflow_storage.testing.runs.copying import CopyingContract
 from workflow_storage.testing.runs.deleting import DeletingContract
 from workflow_storage.testing.runs.exactness import ExactnessContract
+from workflow_storage.testing.runs.finding import FindingContract
 from workflow_storage.testing.runs.identity import IdentityContract
 from workflow_storage.testing.runs.labels import LabelsContract
 from workflow_storage.testing.runs.listing import ListingContract
@@ -22,6 +23,7 @@ __all__ = [
     "CopyingContract",
     "DeletingContract",
     "ExactnessContract",
+    "FindingContract",
     "IdentityContract",
     "LabelsContract",
     "ListingContract",
@@ -36,6 +38,7 @@ class RunsContract(
     ExactnessContract,
     LabelsContract,
     ListingContract,
+    FindingContract,
     ChangingContract,
     AttemptsContract,
     DeletingContract,
