@@ -15,6 +15,7 @@ from workflow_storage.deltas import (
 )
 from workflow_storage.exceptions import NotInDatabaseError
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
+from workflow_storage.querysets import WorkflowRunQuerySet
 from workflow_storage.status import RunStatus
 
 if sys.version_info >= (3, 14):
@@ -54,6 +55,8 @@ class WorkflowRun(models.Model):
     parent_id = ExactCharField(_("parent"), max_length=36, null=True, blank=True)
     forked_from_step = models.PositiveIntegerField(_("forked from step"), null=True, blank=True)
     labels = ExactJSONField(_("labels"), default=dict, blank=True)
+
+    objects = WorkflowRunQuerySet.as_manager()
 
     class Meta:
         """Table, names, and one index for each order that the contract reads in.

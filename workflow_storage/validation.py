@@ -7,9 +7,8 @@ of them touches a store.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +38,6 @@ MAX_ERROR_MESSAGE = 20_000
 """Characters of an error_message; what is longer is cut in its middle."""
 MAX_COUNT = 2**31 - 1
 _YEARS = (1000, 9998)  # what every database holds, in every time zone
-_LONGEST_IDLE = timedelta(days=36_500)
 _BIGINT = range(-(2**63), 2**63)
 
 PAYLOADS = frozenset({"config_snapshot", "inputs", "outputs"})
@@ -251,34 +249,6 @@ def valid_moment(field: str, value: object) -> datetime:
             f"{field} is in the year {value.year}. Pass a time from {_YEARS[0]} to {_YEARS[1]}."
         )
     return value
-
-
-def valid_idle(idle: object) -> timedelta:
-    """Check how long a run may be silent."""
-    if not isinstance(idle, timedelta):
-        raise TypeError(f"idle is a {type(idle).__name__}. Pass a timedelta.")
-    if idle < timedelta(0):
-        raise ValueError(f"idle is negative: {idle}. Pass a timedelta of 0 or more.")
-    if idle > _LONGEST_IDLE:
-        raise ValueError(f"idle is {idle}. Pass a timedelta of at most {_LONGEST_IDLE.days} days.")
-    return idle
-
-
-def stalled_before(idle: timedelta) -> datetime:
-    """Return the time before which the last sign of life of a stalled run was.
-
-    Times without a time zone (USE_TZ off) skip an hour, or have one twice, when the clocks are
-    changed. Of what the clock showed that long ago, and what it shows now less that long, it is
-    the earlier one, so that no live run is failed for the hour; a dead one is found later.
-    """
-    idle = valid_idle(idle)
-    if settings.USE_TZ:
-        return timezone.now() - idle
-    now = time.time()
-    return min(
-        datetime.fromtimestamp(now) - idle,
-        datetime.fromtimestamp(max(now - idle.total_seconds(), 0)),
-    )
 
 
 def valid_count(name: str, value: object, minimum: int = 0) -> int:

@@ -8,7 +8,7 @@ from django.db.models import Exists, Model, OuterRef, Q
 
 from workflow_storage.backends.orm.compiled_queries import Parameter
 from workflow_storage.models import WorkflowRun, WorkflowRunLabel
-from workflow_storage.status import RunStatus
+from workflow_storage.querysets import IS_WAITING, NEWEST_LABELLED_FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from django.db.models import QuerySet
 
+    from workflow_storage.status import RunStatus
     from workflow_storage.validation import ValidFilters
 
 
@@ -110,7 +111,7 @@ def conditions_of(filters: ValidFilters, before: Position | None = None) -> list
 def order_of(filters: ValidFilters) -> tuple[str, str]:
     """Return the order newest first, by the index that the conditions of filters are read from."""
     if filters.labels:
-        return "-label_rows__started_at", "-label_rows__run_id"
+        return NEWEST_LABELLED_FIRST
     return "-started_at", "-id"
 
 
@@ -122,8 +123,7 @@ _WHERE: dict[str, tuple[str, Callable[..., Q]]] = {
     "started_before": ("started_at", lambda time: Q(started_at__lt=time)),
     "parent_id": ("parent_id", lambda parent: Q(parent_id=parent)),
 }
-_IS_WAITING = Q(status=RunStatus.PENDING.value, waiting_for__isnull=False)
-_WAITING: dict[bool, Callable[..., Q]] = {True: lambda: _IS_WAITING, False: lambda: ~_IS_WAITING}
+_WAITING: dict[bool, Callable[..., Q]] = {True: lambda: IS_WAITING, False: lambda: ~IS_WAITING}
 
 
 def _first_label(name: str, value: str, before: Position | None) -> Condition:

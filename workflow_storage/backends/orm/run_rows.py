@@ -12,12 +12,9 @@ from django.db.models import (
     F,
     FloatField,
     Func,
-    OuterRef,
     ProtectedError,
-    Q,
     QuerySet,
     RestrictedError,
-    Subquery,
     Value,
     When,
 )
@@ -28,8 +25,8 @@ from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
 from workflow_storage.models import WorkflowRun, WorkflowRunAttempt, WorkflowRunLabel
+from workflow_storage.querysets import WorkflowRunQuerySet
 from workflow_storage.status import RunStatus
-from workflow_storage.validation import stalled_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -129,18 +126,7 @@ class RunRows(Database):
 
     def stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
         """Return the running runs without a sign of life for longer."""
-        cutoff = stalled_before(idle)
-        newest_state = self.states.filter(run_id=OuterRef("pk")).order_by("-step")
-        return (
-            self.runs.filter(status=RunStatus.RUNNING)
-            .filter(
-                Q(attempt_started_at__lt=cutoff)
-                | Q(attempt_started_at__isnull=True, started_at__lt=cutoff)
-            )
-            .filter(Q(heartbeat_at__isnull=True) | Q(heartbeat_at__lt=cutoff))
-            .alias(newest_state_at=Subquery(newest_state.values("created_at")[:1]))
-            .filter(Q(newest_state_at__isnull=True) | Q(newest_state_at__lt=cutoff))
-        )
+        return WorkflowRunQuerySet(WorkflowRun, using=self.alias).stalled(idle)
 
     def delete(self, run_ids: list[str]) -> None:
         """Delete runs, which are locked, with all that belongs to them.

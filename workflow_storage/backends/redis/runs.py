@@ -54,13 +54,13 @@ from workflow_storage.exceptions import (
 )
 from workflow_storage.models import WorkflowRun
 from workflow_storage.paging import PageLength, emptied
+from workflow_storage.querysets import stalled_before
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
     equal_runs,
     is_possible_id,
     run_fields,
-    stalled_before,
     valid_attempt,
     valid_count,
     valid_expected,
