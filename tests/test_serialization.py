@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, RootModel, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    RootModel,
+    SecretStr,
+    computed_field,
+    field_serializer,
+)
 
 from workflow_storage.serialization import (
     dump_json,
@@ -212,6 +221,41 @@ def test_keys_that_are_one_in_json_are_refused_at_any_depth(pair, beside):
         with pytest.raises(ValueError, match=re.escape(f"a[1].b has the keys {keys[0]!r} and ")):
             dump_json({"x": beside, "a": [0, {"b": colliding}]})
     assert load_json(dump_json([{pair[0]: 0}, {pair[1]: 0}])) == [{pair[1]: 0}] * 2
+
+
+def test_keys_that_are_one_in_json_are_found_in_a_named_tuple():
+    with pytest.raises(ValueError, match=re.escape("p[1] has the keys 1 and '1'")):
+        dump_json({"p": Pair(1, {1: "one", "1": "other"})})
+
+
+class Frozen(BaseModel, frozen=True):
+    value: float
+
+
+class Sets(BaseModel):
+    tools: set[Frozen]
+
+    @field_serializer("tools", when_used="json")
+    def _tools(self, tools):
+        return sorted(tool.value for tool in tools) or None
+
+
+def test_models_in_sets_and_serializers_that_write_null_are_fine():
+    class Plain(BaseModel):
+        tools: set[Frozen]
+
+    assert load_json(dump_json(Plain(tools={Frozen(value=1)}))) == {"tools": [{"value": 1}]}
+    assert load_json(dump_json(Sets(tools=set()))) == {"tools": None}
+
+
+def test_a_serializer_that_fails_is_named():
+    class Broken(BaseModel):
+        @computed_field
+        def broken(self) -> int:
+            raise KeyError("gone")
+
+    with pytest.raises(TypeError, match=r"it is a .*Broken that pydantic cannot write: .*gone"):
+        dump_json(Broken())
 
 
 @pytest.mark.parametrize("pair", [(1, "1"), (None, "None"), (True, "true")], ids=str)

@@ -97,6 +97,18 @@ class Checkpoint(TypedDict):
     """USD spent since the checkpoint before."""
 
 
+class Step(TypedDict):
+    """A checkpoint without its state."""
+
+    step: int
+    node_id: str
+    created_at: datetime
+    attempt: int | None
+    duration_seconds: float | None
+    tokens: int | None
+    cost_usd: float | None
+
+
 class Attempt(NamedTuple):
     """A time that somebody worked on a run."""
 
@@ -442,7 +454,7 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
     def save_state(
         self,
         run_id: str,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         attempt: int | None = None,
@@ -455,7 +467,7 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
 
         Args:
             run_id: which run.
-            state_data: a dict of JSON values, or of dates, times, Decimals, UUIDs,
+            state_data: a dict, dataclass or pydantic model of JSON values, or of dates, times, Decimals, UUIDs,
                 dataclasses and pydantic models, which come back in their JSON form; see
                 `workflow_storage.serialization.dump_json`.
             node_id: the node after which the state is this; 1 to 128 characters.
@@ -470,7 +482,7 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
         Raises:
             RunNotFoundError: if there is no such run.
             RunLostError: if the run is not running in that attempt.
-            InvalidPayloadError: (a TypeError) unless `state_data` is a dict of JSON values.
+            InvalidPayloadError: (a TypeError) unless the JSON form of `state_data` is an object.
             InvalidFieldError: (a ValueError) for NaN or an infinity in it, two keys that are one
                 in JSON, or a `node_id` that is too long.
         """
@@ -505,6 +517,24 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
         history = self.iter_state_history(run_id, after=after)
         while checkpoint := await self.in_thread(_next_or_none, history):
             yield checkpoint
+
+    def iter_steps(self, run_id: str, *, after: int = -1) -> Iterator[Step]:
+        """Yield the checkpoints of a run without their states, oldest first, in constant memory.
+
+        What a list or a timeline needs. A backend can override it with one that reads no states.
+
+        Args:
+            run_id: which run.
+            after: begin after this step.
+        """
+        for checkpoint in self.iter_state_history(run_id, after=after):
+            yield step_of(checkpoint)
+
+    async def aiter_steps(self, run_id: str, *, after: int = -1) -> AsyncIterator[Step]:
+        """Async twin of `iter_steps`."""
+        steps = self.iter_steps(run_id, after=after)
+        while step := await self.in_thread(_next_or_none, steps):
+            yield step
 
     @abstractmethod
     def delete_states(self, run_id: str, *, keep_last: int = 0) -> int:
@@ -595,7 +625,7 @@ class StateWriter(HasAsyncTwins):
 
     def save_state(
         self,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         totals: Totals | None = None,
@@ -687,6 +717,19 @@ class StorageBackend(_Repositories):
             A context that yields what takes the arguments of `runs.heartbeat` and does the same.
         """
         return nullcontext(self.runs.heartbeat)
+
+
+def step_of(checkpoint: Checkpoint) -> Step:
+    """Return a checkpoint without its state."""
+    return Step(
+        step=checkpoint["step"],
+        node_id=checkpoint["node_id"],
+        created_at=checkpoint["created_at"],
+        attempt=checkpoint.get("attempt"),
+        duration_seconds=checkpoint.get("duration_seconds"),
+        tokens=checkpoint.get("tokens"),
+        cost_usd=checkpoint.get("cost_usd"),
+    )
 
 
 def stalled_message(idle: timedelta) -> str:

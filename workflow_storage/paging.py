@@ -14,6 +14,9 @@ _T = TypeVar("_T")
 FIRST_PAGE = 20
 """Runs of the first page."""
 
+LONGEST_PAGE = 80
+"""Runs of the longest page: how large the next ones are, nobody knows before they are read."""
+
 SMALL_PAGE = 2**20
 """Bytes below which the next page is twice as long."""
 
@@ -41,7 +44,7 @@ class PageLength:
         """Take into account how large a page was."""
         size = sum(map(size_of, page))
         if size < SMALL_PAGE:
-            self.runs *= 2
+            self.runs = min(2 * self.runs, LONGEST_PAGE)
         elif size > LARGE_PAGE:
             self.runs = max(1, self.runs // 2)
 

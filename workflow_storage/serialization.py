@@ -18,7 +18,6 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 from pydantic_core import (
-    PydanticSerializationError,
     SchemaSerializer,
     from_json,
     to_jsonable_python,
@@ -57,9 +56,12 @@ def _form_of_model(model: object) -> Any:
     # has are kept.
     try:
         form = to_jsonable_python(model, polymorphic_serialization=True)
-        fields = _to_python(model, polymorphic_serialization=True)
-    except (PydanticSerializationError, UnicodeDecodeError) as exc:
+    except Exception as exc:  # a serializer of the model's own can raise anything
         raise TypeError(f"is a {_name_of(model)} that pydantic cannot write: {exc}") from exc
+    try:
+        fields = _to_python(model, polymorphic_serialization=True)
+    except TypeError:  # a set of models has no form in Python, though it has one in JSON
+        fields = form
     if not _has_only_text_keys(fields):
         for keys in _colliding_keys(fields, _key_in_model):
             raise ValueError(f"holds a dict with {_as_one(*keys)}")
@@ -175,7 +177,7 @@ def _has_lost_nan(fields: object, form: object) -> bool:
             rest.extend(zip(value.values(), written.values(), strict=False))
         elif isinstance(written, list) and isinstance(value, list | tuple | set | frozenset):
             rest.extend(zip(value, written, strict=False))
-        elif isinstance(value, float) and written is None:
+        elif isinstance(value, float) and written is None and not math.isfinite(value):
             return True
     return False
 
@@ -217,8 +219,9 @@ def _may_hold_nan(form: object) -> bool:
         return True
 
 
-def _nothing(value: object) -> None:
-    return None
+def _nothing(value: object) -> object:
+    # What is a tuple in another class is written as a list by the json module, too.
+    return list(value) if isinstance(value, tuple) else None
 
 
 def _colliding_keys(
@@ -418,16 +421,30 @@ def state_text(state_data: object) -> bytes:
     """Return a state as JSON text in UTF-8.
 
     Raises:
-        InvalidPayloadError: unless it is a dict of JSON values.
+        InvalidPayloadError: unless it is a dict of JSON values, or a model whose JSON form is one.
         InvalidFieldError: for NaN, infinities, keys that are one in JSON, circular references,
             nesting too deep.
     """
     if not isinstance(state_data, dict):
-        raise InvalidPayloadError(
-            f"state_data is a {type(state_data).__name__}, not a dict. "
-            'Wrap it, for example as {"value": …}.'
-        )
+        state_data = _written("state_data", state_data, _object_of)
     return _written("state_data", state_data, dump_state)
+
+
+def _object_of(state: object) -> dict[str, Any]:
+    """Return a state that is a model as a dict."""
+    if isinstance(state, BaseModel) or (
+        dataclasses.is_dataclass(state) and not isinstance(state, type)
+    ):
+        try:
+            form = _json_form(state)
+        except (TypeError, ValueError) as exc:
+            kind = TypeError if isinstance(exc, TypeError) else ValueError
+            raise kind(f"it {exc}") from exc
+        if isinstance(form, dict):
+            return form
+    raise TypeError(
+        f'it is a {_name_of(state)}, not an object. Wrap it, for example as {{"value": …}}.'
+    )
 
 
 def _written(field: str, value: object, write: Callable[[object], _T]) -> _T:

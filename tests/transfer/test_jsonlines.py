@@ -272,3 +272,21 @@ class TestBombs:
             ExportFileError, match=r"unpack to 2,147,483,648, which are no exported"
         ):
             list(import_runs(path, target))
+
+    def test_a_line_of_many_small_values_fills_no_memory(self, two, tmp_path, good_lines):
+        _, target = two
+        path = tmp_path / "runs.jsonl.gz"
+        with gzip.open(path, "wb") as file:
+            file.write(b'{"workflow_storage": 1, "states": [{}' + b",{}" * 5_000_000 + b"]}\n")
+            file.write(good_lines[1])
+
+        tracemalloc.start()
+        try:
+            damaged, done = import_runs(path, target)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert damaged == DamagedLine(1, "it holds more values than the states of any run")
+        assert done.outcome == "copied"
+        assert peak < 40_000_000

@@ -51,12 +51,19 @@ class ReadOnlyAdmin(KeysetAdmin):
             setattr(found, _LINKED, self._linked(request))
         return found
 
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        changelist = super().get_changelist_instance(request)
+        linked = self._linked(request)
+        for row in changelist.result_list:
+            setattr(row, _LINKED, linked)
+        return changelist
+
     def links_to(self, model: type[Model], row: Model) -> bool:
         """Whether the page of a row can link to the pages of a model.
 
         Args:
             model: has to be registered on this site, and the user be allowed to view it.
-            row: what `get_object` has returned for the user.
+            row: of a list or a page for the user.
         """
         return model in getattr(row, _LINKED, ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from workflow_storage.recorder.failures import (
     outcome_of,
 )
 from workflow_storage.recorder.steps import Call, Pause
+from workflow_storage.recorder.suspension import Suspended
 from workflow_storage.signals import run_finished
 from workflow_storage.status import RunStatus
 
@@ -40,8 +42,8 @@ END_PATIENCE = 5.0
 _FIRST_PAUSE = 0.1
 
 
-def finished(run: RecordedRun, writer: RunWriter, exc: BaseException | None) -> Steps[None]:
-    """Store how a run ended, and raise what the author has to hear.
+def finished(run: RecordedRun, writer: RunWriter, exc: BaseException | None) -> Steps[bool]:
+    """Store how a run ended, or that it waits, and raise what the author has to hear.
 
     The exception that the block was left with goes on its way by itself. An error of the store
     is noted on it, or raised if there is none.
@@ -51,26 +53,37 @@ def finished(run: RecordedRun, writer: RunWriter, exc: BaseException | None) -> 
         writer: its writer.
         exc: what its block was left with.
 
+    Returns:
+        Whether the block swallows that, for the run was suspended by it.
+
     Raises:
         InvalidFieldError: after it has been stored that the run failed, if its outputs are not JSON.
         RunLostError: if the run is not this recording's to end any more, unless it was deleted.
         StorageError: if the end could not be stored.
     """
-    outcome, refused = outcome_of(run.outputs, exc)
+    suspends = isinstance(exc, Suspended) and exc.run_id == run.run_id
+    outcome, refused = outcome_of(run.outputs, exc, run.run_id)
+    if exc is not None and not suspends:
+        node = writer.nodes.left_by(exc)
+        if node is not None:
+            outcome.fields["current_node"] = node
     try:
         yield from _told(run, writer, outcome)
     except Exception as error:
         if isinstance(error, RunLostError) and error.status is None:
             # Whoever deleted it does not want to know.
             logger.info("How workflow run %s ended was not stored: it was deleted", run.run_id)
-        elif exc is None:
+        elif exc is None or suspends:
             raise
         elif not (isinstance(error, RunLostError) and _tells_of(exc, run)):
             note(exc, error, run.run_id)
+    if suspends:
+        return True
     if exc is not None and (yield Call(writer.backend, "in_transaction")):
         note_transaction(exc, run.run_id, writer.backend.name)
     if refused is not None:
         raise refused
+    return False
 
 
 def _tells_of(exc: BaseException, run: RecordedRun) -> bool:
@@ -91,8 +104,10 @@ def _told(run: RecordedRun, writer: RunWriter, outcome: Outcome) -> Steps[None]:
         outcome = Outcome(RunStatus.FAILED, {"error_message": describe_error(exc)})
         yield from _stored(run, writer, outcome)
     run.status = outcome.status
-    run.error_message = outcome.fields["error_message"]
-    yield Call(writer, "send", (run_finished, run))
+    run.error_message = outcome.fields.get("error_message")
+    run.waiting_for = outcome.fields.get("waiting_for")
+    if run.status.is_terminal:
+        yield Call(writer, "send", (run_finished, run))
     if refused is not None:
         raise refused
 
@@ -108,17 +123,22 @@ def _stored(run: RecordedRun, writer: RunWriter, outcome: Outcome) -> Steps[None
         (run.run_id, outcome.status),
         {
             "attempt": run.attempt,
-            "completed_at": timezone.now(),
+            **({"completed_at": timezone.now()} if outcome.status.is_terminal else {}),
             **writer.usage.totals(),
             **outcome.fields,
         },
     )
     deadline = time.monotonic() + END_PATIENCE
     pause = _FIRST_PAUSE
-    while True:
+    for number in itertools.count():
         try:
             yield change
             return
+        except RunLostError as exc:
+            # Of a run that waits, no time tells that an earlier try was carried out.
+            if number and (exc.status, exc.current_attempt) == (RunStatus.PENDING, run.attempt):
+                return
+            raise
         except RunNotFoundError as exc:
             raise writer.deleted() from exc
         except StorageUnavailableError as exc:

@@ -8,6 +8,7 @@ import traceback
 from typing import Any, NamedTuple
 
 from workflow_storage.exceptions import InvalidFieldError, RunLostError
+from workflow_storage.recorder.suspension import Suspended
 from workflow_storage.serialization import payload_json
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_ERROR_MESSAGE, cut
@@ -23,16 +24,21 @@ class Outcome(NamedTuple):
     """What is stored with the status: `error_message`, and `outputs` if it completed."""
 
 
-def outcome_of(outputs: Any, exc: BaseException | None) -> tuple[Outcome, InvalidFieldError | None]:
-    """Return how a run ends.
+def outcome_of(
+    outputs: Any, exc: BaseException | None, run_id: str
+) -> tuple[Outcome, InvalidFieldError | None]:
+    """Return how a run ends, or that it waits.
 
     Args:
         outputs: its result.
         exc: what its block was left with.
+        run_id: its id.
 
     Returns:
         Its outcome; and why the result cannot be stored, for which the run has failed then.
     """
+    if isinstance(exc, Suspended) and exc.run_id == run_id:
+        return Outcome(RunStatus.PENDING, {"waiting_for": exc.reason}), None
     if exc is not None:
         status = RunStatus.FAILED if isinstance(exc, Exception) else RunStatus.CANCELLED
         return Outcome(status, {"error_message": describe_error(exc)}), None

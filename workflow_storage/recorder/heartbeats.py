@@ -118,7 +118,7 @@ class _Heart:
     def _send(self, run: RecordedRun, heartbeat: Callable[..., None]) -> None:
         """Send a heartbeat. One that fails is logged, and the next one is sent nevertheless."""
         try:
-            heartbeat(run.run_id, attempt=run.attempt, node=run.node_id)
+            heartbeat(run.run_id, attempt=run.attempt, node=run.current_node)
         except RunLostError as exc:
             if (exc.current_attempt or 0) < run.attempt:
                 logger.info("A heartbeat of workflow run %s found it not begun yet", run.run_id)

@@ -19,7 +19,7 @@ from workflow_storage.exceptions import (
     StorageUnavailableError,
 )
 from workflow_storage.recorder.ending import is_worth_another_try
-from workflow_storage.recorder.run import RecordedRun, RunWriter
+from workflow_storage.recorder.run import RecordedRun, RunWriter, run_around
 from workflow_storage.recorder.steps import Call, Pause
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_WORKER
@@ -64,12 +64,28 @@ class Opening(Protocol):
         """Begin or resume a run."""
 
 
+AROUND: Any = object()
+"""The parent of a run is the one that is recorded around it, if there is one in the same store."""
+
+
 class Beginning:
     """A new run; see `record_run`."""
 
-    def __init__(self, workflow_name: str, config: Any, run_id: str | None) -> None:
+    def __init__(
+        self,
+        workflow_name: str,
+        config: Any,
+        run_id: str | None,
+        labels: dict[str, str] | None = None,
+        parent: Any = AROUND,
+    ) -> None:
         self.run_id = run_id
-        self._fields = {"workflow_name": workflow_name, "config_snapshot": config}
+        self._parent = parent
+        self._fields = {
+            "workflow_name": workflow_name,
+            "config_snapshot": config,
+            "labels": {} if labels is None else labels,
+        }
         if run_id is not None:
             self._fields["id"] = run_id
 
@@ -85,10 +101,19 @@ class Beginning:
             attempt=1,
             attempt_started_at=now,
             worker=this_worker(),
+            parent_id=self._parent_id(backend),
             **self._fields,
         )
         yield Call(backend.runs, "add", (run,))
         return Opened.of(run, backend, 1)
+
+    def _parent_id(self, backend: StorageBackend) -> str | None:
+        parent: RecordedRun | str | None = self._parent
+        if self._parent is not AROUND:
+            return parent.run_id if isinstance(parent, RecordedRun) else parent
+        around = run_around()
+        is_here = around is not None and around.backend.runs is backend.runs
+        return around.run_id if around is not None and is_here else None
 
 
 class Resumption:

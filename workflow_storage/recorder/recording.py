@@ -13,7 +13,7 @@ from workflow_storage.exceptions import InvalidFieldError
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
 from workflow_storage.recorder.ending import finished
 from workflow_storage.recorder.heartbeats import keep_alive, valid_interval
-from workflow_storage.recorder.opening import Beginning, Opened, Opening, Resumption
+from workflow_storage.recorder.opening import AROUND, Beginning, Opened, Opening, Resumption
 from workflow_storage.recorder.run import RecordedRun, as_current
 from workflow_storage.recorder.steps import acarried_out, carried_out
 from workflow_storage.serialization import payload_json
@@ -36,6 +36,8 @@ def record_run(
     inputs: Any = None,
     config: Any = None,
     run_id: str | None = None,
+    labels: dict[str, str] | None = None,
+    parent: RecordedRun | str | None = AROUND,
     backend: StorageBackend | StorageConfig | str | None = None,
     heartbeat: float | None = None,
 ) -> Recording:
@@ -45,7 +47,8 @@ def record_run(
     function or coroutine function; inside that, `current_run` returns the run. Leaving the
     block completes the run. An exception fails it, with type, message and traceback in
     `error_message`, and goes on its way; KeyboardInterrupt, SystemExit, GeneratorExit and
-    the cancellation of a task cancel it.
+    the cancellation of a task cancel it. `RecordedRun.suspend` leaves it waiting; a decorated
+    function returns None then.
 
     Args:
         workflow_name: which workflow.
@@ -53,10 +56,14 @@ def record_run(
             dict by parameter, and False that they are left out.
         config: any JSON value, for `config_snapshot`.
         run_id: the id of the run; None for a new one.
+        labels: names and texts to find the run by, such as ``{"tenant": "acme"}``.
+        parent: the run that started it, or its id; None for none. Left out, that is the run which is
+            recorded around this one, if it is in the same store.
         backend: a `StorageBackend`, or what `create_storage_backend` takes.
         heartbeat: seconds between signs of life while nothing is saved; None for none.
     """
-    return Recording(Beginning(workflow_name, config, run_id), inputs, backend, heartbeat)
+    beginning = Beginning(workflow_name, config, run_id, labels, parent)
+    return Recording(beginning, inputs, backend, heartbeat)
 
 
 def resume_run(
@@ -130,7 +137,7 @@ class Recording:
             async def recorded_async(*args: Any, **kwargs: Any) -> Any:
                 async with recording(args, kwargs) as run:
                     run.outputs = await function(*args, **kwargs)
-                return run.outputs
+                return None if run.waiting_for else run.outputs
 
             return recorded_async  # type: ignore[return-value]
 
@@ -138,7 +145,7 @@ class Recording:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             with recording(args, kwargs) as run:
                 run.outputs = function(*args, **kwargs)
-            return run.outputs
+            return None if run.waiting_for else run.outputs
 
         return recorded  # type: ignore[return-value]
 
@@ -181,30 +188,32 @@ class Recording:
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         opened = self._left()
-        if opened is not None:
-            # The end can take a while.
-            try:
-                carried_out(finished(*opened, exc))
-            finally:
-                self._stop_heartbeats()
+        if opened is None:
+            return False
+        # The end can take a while.
+        try:
+            return carried_out(finished(*opened, exc))
+        finally:
+            self._stop_heartbeats()
 
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         opened = self._left()
         if opened is None:
-            return
+            return False
         # A task that is cancelled while it ends still stores how it ended.
         ending, cancelled = await _to_the_end(acarried_out(finished(*opened, exc)))
         self._stop_heartbeats()
-        ending.result()
+        swallows = ending.result()
         if cancelled is not None:
             raise cancelled
+        return swallows
 
     def _enter(self, opened: Opened) -> Opened:
         self._opened = opened

@@ -46,6 +46,11 @@ FORMAT = 1
 MAX_LINE = 256 * 2**20
 """Bytes of the longest line that `import_runs` reads, unless it is told otherwise."""
 
+_BEFORE_VALUES = (b"[", b"{", b",")
+_BYTES_A_VALUE = 50
+"""Bytes of text for each value in a line, on the average, at least: an empty list takes two, and 56
+bytes of memory, so that a line of nothing else would take 28 times its length."""
+
 _TIMES = frozenset(
     {
         "started_at",
@@ -126,7 +131,7 @@ def import_runs(
                 yield DamagedLine(
                     number,
                     f"it is longer than {max_line / 2**20:,.0f} MB. If you trust the file, and have "
-                    "some ten times as much memory, raise max_line (--max-line).",
+                    "several times as much memory, raise max_line (--max-line).",
                 )
                 continue
             if not line:
@@ -134,6 +139,9 @@ def import_runs(
                     yield DamagedLine(1, "the file is empty, which no compressed file is")
                 return
             if line.isspace():
+                continue
+            if sum(map(line.count, _BEFORE_VALUES)) > max(max_line // _BYTES_A_VALUE, 1000):
+                yield DamagedLine(number, "it holds more values than the states of any run")
                 continue
             try:
                 run, history = _parsed_line(line)

@@ -62,7 +62,7 @@ ADVICE = {
     Cause.FULL: "Make room on its disk, or delete finished runs with runs.delete_finished().",
     Cause.TOO_SLOW: (
         "It took longer than the server allows a statement (statement_timeout, "
-        "max_statement_time): raise that, or end what it waited for."
+        "max_statement_time), or somebody cancelled it: raise that, or end what it waited for."
     ),
     Cause.DENIED: "Check the user and the password.",
     Cause.FORBIDDEN: (
@@ -132,8 +132,8 @@ _ERRNOS = {
     **dict.fromkeys((1021, 1114, 1026), Cause.FULL),
     # ER_QUERY_TIMEOUT, ER_STATEMENT_TIMEOUT (MariaDB), ER_QUERY_INTERRUPTED
     **dict.fromkeys((3024, 1969, 1317), Cause.TOO_SLOW),
-    # ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR
-    **dict.fromkeys((1045, 1698), Cause.DENIED),
+    # ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR, ER_HOST_NOT_PRIVILEGED
+    **dict.fromkeys((1045, 1698, 1130), Cause.DENIED),
     # ER_DBACCESS_DENIED_ERROR, ER_TABLEACCESS_DENIED_ERROR
     **dict.fromkeys((1044, 1142), Cause.FORBIDDEN),
     1049: Cause.NO_DATABASE,
@@ -143,6 +143,9 @@ _ERRNOS = {
     # the last two as one, and 1005 or 1022 for a foreign key.
     **dict.fromkeys((1050, 1060, 1061, 1091, 1826, 3822, 1022), Cause.THERE_ALREADY),
 }
+# EE_WRITE, ER_GET_ERRNO: what the system says of a file; 28 is ENOSPC.
+_OF_A_FILE = {3, 1030}
+_NO_SPACE = re.compile(r"\b28\b|No space left")
 _FOREIGN_KEY_IS_THERE = "errno: 121"
 # SQLite has codes (https://www.sqlite.org/rescode.html: PERM, BUSY, LOCKED, READONLY, CORRUPT,
 # FULL, CANTOPEN, TOOBIG, NOTADB; the lowest byte of an extended one, such as
@@ -177,6 +180,8 @@ def postgresql_cause(exc: django.db.Error) -> Cause:
 def mysql_cause(exc: django.db.Error) -> Cause:
     """Return the cause of an error of MySQL or MariaDB."""
     number = _errno(exc)
+    if number in _OF_A_FILE and _NO_SPACE.search(str(exc)):
+        return Cause.FULL
     if number == 1005 and _FOREIGN_KEY_IS_THERE in str(exc):
         return Cause.THERE_ALREADY
     return _ERRNOS.get(number, Cause.OTHER) if isinstance(number, int) else Cause.OTHER

@@ -51,7 +51,8 @@ class Deletion:
         self._rows = rows
         self._finished = finished.order_by("completed_at", "id")
         self._size = size
-        self._kept: dict[str, IntegrityError] = {}
+        self._kept = 0
+        self._named: list[str] = []
 
     def carry_out(self) -> int:
         """Delete them, and return how many were."""
@@ -65,11 +66,10 @@ class Deletion:
                 exc.add_note(f"Before that, {self.deleted} finished runs were deleted.")
             raise
         if self._kept:
-            named = [f"{run_id} ({exc.args[0]})" for run_id, exc in self._kept.items()]
             logger.warning(
                 "%d finished runs were not deleted, for rows of other tables refer to them: %s",
-                len(named),
-                "; ".join(named[:SHOWN]) + ("; …" if len(named) > SHOWN else ""),
+                self._kept,
+                "; ".join(self._named) + ("; …" if self._kept > SHOWN else ""),
             )
         return self.deleted
 
@@ -89,11 +89,14 @@ class Deletion:
         try:
             self.deleted += self._delete_at_once([place.id for place in batch])
         except IntegrityError as exc:
-            if len(batch) == 1:
-                self._kept[batch[0].id] = exc
+            half = len(batch) // 2
+            if half:
+                self._delete(batch[:half])
+                self._delete(batch[half:])
                 return
-            for place in batch:
-                self._delete([place])
+            self._kept += 1
+            if self._kept <= SHOWN:
+                self._named.append(f"{batch[0].id} ({exc.args[0]})")
 
     @tries_again
     def _delete_at_once(self, run_ids: list[str]) -> int:

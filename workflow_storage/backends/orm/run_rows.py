@@ -19,6 +19,7 @@ from django.db.models import (
     When,
 )
 from django.db.models.functions import Coalesce, Greatest
+from django.db.models.signals import post_delete, pre_delete
 
 from workflow_storage.backends.orm.compiled_queries import Parameter, delete_rows
 from workflow_storage.backends.orm.errors import conflict
@@ -140,14 +141,23 @@ class RunRows(Database):
         try:
             for rows in (self.labels, self.attempts, self.states):
                 delete_rows(rows.filter(run_id__in=run_ids))
-            self.runs.filter(pk__in=run_ids).only("pk").delete()
-            if has_snapshot:
-                # Rows that were added since then would make the caller's COMMIT fail.
+            self._delete_runs(run_ids)
+            if self.in_transaction:
+                # Rows that refer to them would make the caller's COMMIT fail.
                 self.check_references(WorkflowRun)
         except IntegrityError as exc:
             if has_snapshot and not isinstance(exc, ProtectedError | RestrictedError):
                 raise conflict(self.alias, exc) from exc
             raise
+
+    def _delete_runs(self, run_ids: list[str]) -> None:
+        runs = self.runs.filter(pk__in=run_ids)
+        if not (pre_delete.has_listeners(WorkflowRun) or post_delete.has_listeners(WorkflowRun)):
+            runs.only("pk").delete()
+            return
+        # Who listens may read any field, also once the row is gone; so one is loaded at a time.
+        for run in runs.iterator(chunk_size=1):
+            run.delete(using=self.alias)
 
 
 class _Seconds(Func):

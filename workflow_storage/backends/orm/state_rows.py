@@ -51,6 +51,9 @@ is not remembered there.
 STATES_PAGE = 16
 """Checkpoints that `iter_state_history` holds in memory at a time."""
 
+STEPS_PAGE = 500
+"""Steps that `iter_steps` reads at a time."""
+
 STATE = ("step", "state_json")
 """The columns of a state that is stored whole."""
 CHECKPOINT = (

@@ -13,6 +13,7 @@ from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.state_rows import (
     CHECKPOINT,
     STATE,
+    STEPS_PAGE,
     StateRows,
     StoredState,
     by_step,
@@ -22,6 +23,7 @@ from workflow_storage.base import (
     AbstractExecutionStateRepository,
     Checkpoint,
     NodeUsage,
+    Step,
     Totals,
 )
 from workflow_storage.deltas import (
@@ -71,7 +73,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     def save_state(
         self,
         run_id: str,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         attempt: int | None = None,
@@ -144,6 +146,19 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                     state = history.state(row.step, text, rebuilt=row.is_delta)
                     yield _as_checkpoint(state, row.step, row.rest)
             last_step = page[-1].step
+
+    def iter_steps(self, run_id: str, *, after: int = -1) -> Iterator[Step]:
+        """See `AbstractExecutionStateRepository.iter_steps`."""
+        last_step = min(max(valid_step(after), -1), MAX_COUNT)
+        while page := self._steps_page(run_id, last_step):
+            last_step = page[-1]["step"]
+            yield from page
+
+    @reading
+    def _steps_page(self, run_id: str, after: int) -> list[Step]:
+        states = self._rows.states_of(run_id).filter(step__gt=after).order_by("step")
+        rows: Any = states.values(*Step.__annotations__)[:STEPS_PAGE]
+        return list(rows)
 
     @reading
     def _history_page(self, run_id: str, after: int) -> list[StoredState]:

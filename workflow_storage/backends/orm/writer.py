@@ -91,7 +91,7 @@ class DjangoStateWriter(StateWriter):
     @operation
     def save_state(
         self,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         totals: Totals | None = None,

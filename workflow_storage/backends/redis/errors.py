@@ -94,8 +94,8 @@ def storage_error(exc: RedisError, url: RedisURL, size: int = 0) -> StorageError
         )
     if isinstance(exc, NoPermissionError):
         return StorageError(
-            f"The Redis server {url.name} refused the operation: {text}. Let the user have what the "
-            "README of the stores lists under ACL."
+            f"The Redis server {url.name} refused the operation: {text}. What the user has to be "
+            "allowed, the README of the stores lists under 'What the user may do'."
         )
     if _TOO_LARGE.search(text):
         return StorageError(
@@ -107,6 +107,8 @@ def storage_error(exc: RedisError, url: RedisURL, size: int = 0) -> StorageError
     if isinstance(exc, DataError) or (isinstance(exc, ResponseError) and not cannot_serve):
         return StorageError(f"The Redis server {url.name} refused the operation: {text}")
     advice = _ADVICE.get(word or "", "Check that the server runs and that the URL is right.")
+    if word == "READONLY" and url.master is not None:
+        advice = "Another server is being made the master; try again in a moment."
     if word is None and size > _ALWAYS_TAKEN:
         # It hangs up on what is too large, and its reply that says so is lost more often than not.
         advice += (

@@ -18,7 +18,9 @@ from workflow_storage.base import (
     AbstractExecutionStateRepository,
     Checkpoint,
     NodeUsage,
+    Step,
     Totals,
+    step_of,
 )
 from workflow_storage.deltas import History, base_step, is_delta, rebuilt_state, rebuilt_text
 from workflow_storage.exceptions import (
@@ -26,7 +28,7 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
     StorageUnavailableError,
 )
-from workflow_storage.validation import is_possible_id, valid_count, valid_step
+from workflow_storage.validation import is_possible_id, plain_text, valid_count, valid_step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 STATES_PAGE = 16
 """Checkpoints that `iter_state_history` holds in memory at a time."""
+
+STEPS_PAGE = 500
+"""Steps that `iter_steps` reads at a time."""
 
 MAX_TRIMS = 100
 """Times that deleting states is tried, while other processes delete some, too."""
@@ -55,7 +60,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
     def save_state(
         self,
         run_id: str,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         attempt: int | None = None,
@@ -69,7 +74,7 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
     async def asave_state(
         self,
         run_id: str,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         attempt: int | None = None,
@@ -146,6 +151,37 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
                 checkpoint = await self.store.aexecute(reading.checkpoint(*stored))
                 if checkpoint is not None:
                     yield checkpoint
+
+    def iter_steps(self, run_id: str, *, after: int = -1) -> Iterator[Step]:
+        """See `AbstractExecutionStateRepository.iter_steps`."""
+        last = max(valid_step(after), -1)
+        while (page := self.store.execute(self._steps_page(run_id, last))) is not None:
+            last, steps = page
+            yield from steps
+
+    async def aiter_steps(self, run_id: str, *, after: int = -1) -> AsyncIterator[Step]:
+        """Async twin of `iter_steps`."""
+        last = max(valid_step(after), -1)
+        while (page := await self.store.aexecute(self._steps_page(run_id, last))) is not None:
+            last, steps = page
+            for step in steps:
+                yield step
+
+    def _steps_page(self, run_id: str, after: int) -> Operation[tuple[int, list[Step]] | None]:
+        """Return the last step that was looked for, and those that are there; None after all."""
+        if not is_possible_id(run_id):
+            return None
+        run_id = plain_text(run_id)
+        prefix = self.store.key_prefix(run_id)
+        (bounds,) = yield [("HMGET", f"{prefix}:run:{run_id}", "first_step", "next_step")]
+        first, end = (int(bound or 0) for bound in bounds)
+        numbers = range(max(first, after + 1), end)[:STEPS_PAGE]
+        if not numbers:
+            return None
+        marks_of = [f"m{number}" for number in numbers]
+        (marks,) = yield [("HMGET", f"{prefix}:states:{run_id}", *marks_of)]
+        found = zip(numbers, marks, strict=True)
+        return numbers[-1], [step_of(checkpoint_of(n, mark, {})) for n, mark in found if mark]
 
     async def aget_state_history(self, run_id: str) -> list[Checkpoint]:
         """Async twin of `get_state_history`."""

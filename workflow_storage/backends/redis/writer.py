@@ -61,7 +61,7 @@ class RedisStateWriter(StateWriter):
 
     def _save_state(
         self,
-        state_data: dict[str, Any],
+        state_data: Any,
         node_id: str,
         *,
         totals: Totals | None = None,
