@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Checkpoint,
         RunFilters,
         StateWriter,
+        Step,
         StorageBackend,
     )
     from workflow_storage.config import GlobalConfig, StorageConfig
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         SnapshotError,
         StatusConflictError,
         StepConflictError,
+        StepNotFoundError,
         StorageError,
         StorageUnavailableError,
         TablesMissingError,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from workflow_storage.models import ExecutionState, WorkflowRun
     from workflow_storage.recorder import RecordedRun, current_run, record_run, resume_run
     from workflow_storage.status import TERMINAL_STATUSES, RunStatus
-    from workflow_storage.transfer import copy_runs, export_runs, import_runs
+    from workflow_storage.transfer import copy_runs, export_runs, fork_run, import_runs
 
 _MODULES = {
     "base": (
@@ -55,6 +57,7 @@ _MODULES = {
         "Checkpoint",
         "RunFilters",
         "StateWriter",
+        "Step",
         "StorageBackend",
     ),
     "config": ("GlobalConfig", "StorageConfig"),
@@ -76,6 +79,7 @@ _MODULES = {
         "SnapshotError",
         "StatusConflictError",
         "StepConflictError",
+        "StepNotFoundError",
         "StorageError",
         "StorageUnavailableError",
         "TablesMissingError",
@@ -85,7 +89,7 @@ _MODULES = {
     "recorder": ("RecordedRun", "current_run", "record_run", "resume_run"),
     "models": ("ExecutionState", "WorkflowRun"),
     "status": ("TERMINAL_STATUSES", "RunStatus"),
-    "transfer": ("copy_runs", "export_runs", "import_runs"),
+    "transfer": ("copy_runs", "export_runs", "fork_run", "import_runs"),
 }
 MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -117,7 +121,9 @@ __all__ = [
     "SnapshotError",
     "StateWriter",
     "StatusConflictError",
+    "Step",
     "StepConflictError",
+    "StepNotFoundError",
     "StorageBackend",
     "StorageConfig",
     "StorageError",
@@ -130,6 +136,7 @@ __all__ = [
     "create_storage_backend",
     "current_run",
     "export_runs",
+    "fork_run",
     "import_runs",
     "record_run",
     "resume_run",

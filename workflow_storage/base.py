@@ -10,6 +10,7 @@ the caller's transaction if the backend has transactions and one is open.
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import (
@@ -574,6 +575,30 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
         """
 
     aappend = async_twin(append)
+
+    def copy_states(self, run_id: str, target_run_id: str, *, through: int) -> int:
+        """Append the checkpoints of a run up to a step to another run of the store; for forks.
+
+        A backend can override it with one that copies them as they are stored.
+
+        Args:
+            run_id: whose checkpoints.
+            target_run_id: a run without states.
+            through: the last step.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            RunNotFoundError: if there is no other run.
+            StepConflictError: if the other run has states.
+        """
+        history = self.iter_state_history(run_id)
+        return self.append(
+            target_run_id, itertools.takewhile(lambda one: one["step"] <= through, history)
+        )
+
+    acopy_states = async_twin(copy_states)
 
     def writer(self, run_id: str, *, attempt: int | None = None) -> StateWriter:
         """Return an object that appends checkpoints to one run, for whoever writes many.

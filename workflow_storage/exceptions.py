@@ -242,6 +242,21 @@ class StepConflictError(StorageError, ValueError):
         )
 
 
+class StepNotFoundError(StorageError, ValueError):
+    """A run has no checkpoint with that step."""
+
+    def __init__(self, run_id: str, step: int) -> None:
+        super().__init__(run_id, step)
+        self.run_id = run_id
+        self.step = step
+
+    def __str__(self) -> str:
+        return (
+            f"Workflow run {self.run_id} has no checkpoint of step {self.step}. "
+            "states.iter_steps() tells which there are; some may have been pruned."
+        )
+
+
 class DamagedStateError(StorageError):
     """A stored state cannot be rebuilt; earlier and later ones may be readable."""
 

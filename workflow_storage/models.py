@@ -56,7 +56,7 @@ class WorkflowRun(models.Model):
     forked_from_step = models.PositiveIntegerField(_("forked from step"), null=True, blank=True)
     labels = ExactJSONField(_("labels"), default=dict, blank=True)
 
-    objects = WorkflowRunQuerySet.as_manager()
+    objects = models.Manager.from_queryset(WorkflowRunQuerySet)()
 
     class Meta:
         """Table, names, and one index for each order that the contract reads in.

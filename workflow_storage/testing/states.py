@@ -91,6 +91,32 @@ class StatesContract:
         }
         assert backend.states.get_latest_state(run.id) == {"b": 2}
 
+    def test_steps_are_the_history_without_the_states(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+        for number in range(40):
+            backend.states.save_state(
+                run.id, {"n": number}, f"node-{number}", tokens=number, cost_usd=0.5
+            )
+
+        history = backend.states.get_state_history(run.id)
+        expected = [
+            {name: value for name, value in checkpoint.items() if name != "state_data"}
+            for checkpoint in history
+        ]
+        assert list(backend.states.iter_steps(run.id)) == expected
+        assert list(backend.states.iter_steps(run.id, after=36)) == expected[37:]
+        assert list(backend.states.iter_steps(run.id, after=39)) == []
+        assert list(backend.states.iter_steps("unknown")) == []
+        backend.states.delete_states(run.id, keep_last=3)
+        assert list(backend.states.iter_steps(run.id)) == expected[37:]
+
+    def test_a_state_may_be_a_model_whose_json_form_is_an_object(
+        self, backend: StorageBackend
+    ) -> None:
+        run = stored_run(backend)
+        backend.states.save_state(run.id, Step(score=NamedScore(value=0.5, name="x")), "node")
+        assert backend.states.get_latest_state(run.id) == {"score": {"value": 0.5, "name": "x"}}
+
     def test_any_step_of_the_past_can_be_read(self, backend: StorageBackend) -> None:
         run = stored_run(backend)
         for number in range(40):

@@ -15,6 +15,7 @@ from workflow_storage.transfer.copying import (
     copy_runs,
 )
 from workflow_storage.transfer.files import is_stream
+from workflow_storage.transfer.forking import fork_run
 from workflow_storage.transfer.jsonlines import (
     FORMAT,
     MAX_LINE,
@@ -37,6 +38,7 @@ __all__ = [
     "Transferred",
     "copy_runs",
     "export_runs",
+    "fork_run",
     "import_runs",
     "is_stream",
 ]

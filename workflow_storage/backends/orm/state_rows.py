@@ -348,6 +348,13 @@ class StateRows(Database):
             raise self.refusal(run_id, checkpoint.attempt)
         return row[1], (row[0], checkpoint.created_at)
 
+    def copy(self, run_id: str, target_run_id: str, through: int) -> int:
+        """Insert the states of a run up to a step for another run, as they are; return how many."""
+        with self.state_queries.execute(
+            "copy", _copy, run_id=run_id, target_run_id=target_run_id, through=through
+        ) as cursor:
+            return int(cursor.rowcount)
+
     def can_insert_next(self) -> bool:
         """Whether `insert_next` can be used: nothing else is to be in its transaction."""
         connection = self.connection
@@ -425,6 +432,20 @@ def _insert_and_note(
         "FROM run RETURNING id, step"
     )
     return sql, [*noting, *map(_saved, names), RUN_ID]
+
+
+def _copy(connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
+    name_of = connection.ops.quote_name
+    meta = ExecutionState._meta
+    table = name_of(meta.db_table)
+    names = [str(one.column) for one in meta.concrete_fields if one.name not in {"id", "run"}]
+    columns = ", ".join(name_of(name) for name in names)
+    run_id = "%s::varchar" if connection.vendor == "postgresql" else "%s"
+    sql = (
+        f"INSERT INTO {table} (run_id, {columns}) SELECT {run_id}, {columns} FROM {table} "
+        "WHERE run_id = %s AND step <= %s ORDER BY step"
+    )
+    return sql, [Parameter("target_run_id", _field("run")), RUN_ID, _step("through")]
 
 
 def _field(name: str) -> Any:

@@ -34,8 +34,8 @@ from workflow_storage.deltas import (
     rebuilt_text,
     whole_state,
 )
-from workflow_storage.exceptions import DamagedStateError, SnapshotError
-from workflow_storage.validation import MAX_COUNT, valid_count, valid_step
+from workflow_storage.exceptions import DamagedStateError, SnapshotError, StepConflictError
+from workflow_storage.validation import MAX_COUNT, is_possible_id, valid_count, valid_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,6 +89,20 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
         return self.writer(run_id).append(checkpoints)
+
+    @operation
+    def copy_states(self, run_id: str, target_run_id: str, *, through: int) -> int:
+        """See `AbstractExecutionStateRepository.copy_states`."""
+        valid_step(through)
+        rows = self._rows
+        if not is_possible_id(run_id):
+            return 0
+        with rows.read_committed():
+            rows.lock_run(target_run_id)
+            newest = rows.newest(target_run_id, ("step",))
+            if newest:
+                raise StepConflictError(target_run_id, 0, newest[0][0] + 1)
+            return rows.copy(run_id, target_run_id, min(through, MAX_COUNT))
 
     def writer(self, run_id: str, *, attempt: int | None = None) -> DjangoStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""

@@ -26,6 +26,7 @@ from workflow_storage.deltas import History, base_step, is_delta, rebuilt_state,
 from workflow_storage.exceptions import (
     DamagedStateError,
     RunNotFoundError,
+    StepConflictError,
     StorageUnavailableError,
 )
 from workflow_storage.validation import is_possible_id, plain_text, valid_count, valid_step
@@ -151,6 +152,35 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
                 checkpoint = await self.store.aexecute(reading.checkpoint(*stored))
                 if checkpoint is not None:
                     yield checkpoint
+
+    def _copy_states(self, run_id: str, target_run_id: str, *, through: int) -> Operation[int]:
+        valid_step(through)
+        if not is_possible_id(target_run_id):
+            raise RunNotFoundError(target_run_id)
+        reading = _Reading(self.store, run_id, -1)
+        count = 0
+        while page := [stored for stored in (yield from reading.page()) if stored[0] <= through]:
+            # The first one alone, for the next ones would fit a run that has as many states.
+            for part in (page,) if count else (page[:1], page[1:]):
+                replies = yield [
+                    call(
+                        self.store,
+                        scripts.APPEND_AT,
+                        target_run_id,
+                        *("" if count else step, step, "", "", mark or b"", state or b""),
+                    )
+                    for step, mark, state in part
+                ]
+                for (step, *_), reply in zip(part, replies, strict=True):
+                    if reply is None:
+                        raise RunNotFoundError(target_run_id)
+                    if reply != step:
+                        raise StepConflictError(target_run_id, step, -1 - reply)
+                count += len(part)
+        return count
+
+    copy_states = blocking(_copy_states)
+    acopy_states = awaitable(_copy_states)
 
     def iter_steps(self, run_id: str, *, after: int = -1) -> Iterator[Step]:
         """See `AbstractExecutionStateRepository.iter_steps`."""
