@@ -1,12 +1,14 @@
 """Fixtures for every test: stores on real servers, empty for each test."""
 
 import functools
+import uuid
 
 import pytest
 from django.db import connections
 
 from tests.servers import delete_keys, mysql_database, postgres_database, redis_cluster, redis_keys
 from workflow_storage import StorageBackend, create_storage_backend
+from workflow_storage.backends import memory
 from workflow_storage.factory import forget
 from workflow_storage.models import (
     ExecutionState,
@@ -88,15 +90,37 @@ def backend(open_backend, django_db_blocker):
     yield from emptied(open_backend.args[0], django_db_blocker)
 
 
-@pytest.fixture(params=["sqlite", "postgres", "mysql", "redis", "redis_cluster"])
+@pytest.fixture
+def memory_url():
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    memory.forget(url)
+
+
+SHARED = ["sqlite", "postgres", "mysql", "redis", "redis_cluster"]
+
+
+@pytest.fixture(params=SHARED)
 def any_url(request):
+    """The URL of each backend in turn that processes share."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture(params=[*SHARED, "memory"])
+def every_url(request):
     """The URL of each backend in turn."""
     return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture
-def any_backend(any_url, django_db_blocker):
+def every_backend(every_url, django_db_blocker):
     """An empty store on each backend in turn."""
+    yield from emptied(every_url, django_db_blocker)
+
+
+@pytest.fixture
+def any_backend(any_url, django_db_blocker):
+    """An empty store on each backend in turn that processes share."""
     yield from emptied(any_url, django_db_blocker)
 
 
@@ -109,6 +133,8 @@ def emptied(url, django_db_blocker) -> StorageBackend:
 
 def empty(backend: StorageBackend) -> None:
     """Empty a store past its repositories."""
+    if backend.name.startswith("memory://"):
+        return  # each test has one of its own
     store = getattr(backend.runs, "store", None)
     if store is not None:
         for server in store.servers():

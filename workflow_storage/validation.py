@@ -155,6 +155,12 @@ class ValidFilters(NamedTuple):
     match_none: bool
     """Whether no run can match: an impossible name, or no status at all."""
 
+    @property
+    def is_one_label(self) -> bool:
+        """Whether nothing but one label is asked for, and a time of the start."""
+        others = (self.workflow_names, self.statuses, self.parent_id, self.waiting)
+        return len(self.labels) == 1 and all(other is None for other in others)
+
     def matches(self, run: WorkflowRun) -> bool:
         """Whether a run is one of those that are meant; for stores that look at runs themselves."""
         after, before = self.started_after, self.started_before

@@ -7,7 +7,7 @@ import pytest
 from django.db import connections, transaction
 from django.utils import timezone
 
-from workflow_storage import validation
+from workflow_storage import querysets
 from workflow_storage.testing import changed_state, stored_run
 
 
@@ -46,7 +46,7 @@ def test_no_live_run_is_failed_for_the_hour_that_a_change_of_clocks_takes(
 ):
     backend, idle = in_berlin, timedelta(minutes=30)
     seconds = datetime.fromisoformat(now).replace(tzinfo=UTC).timestamp()
-    monkeypatch.setattr(validation, "time", SimpleNamespace(time=lambda: seconds))
+    monkeypatch.setattr(querysets, "time", SimpleNamespace(time=lambda: seconds))
     start = datetime(2026, 1, 1)
 
     def running(sign_of_life):

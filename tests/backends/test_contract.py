@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import opener
+from workflow_storage import create_storage_backend
 from workflow_storage.testing import StorageContract
 
 
@@ -43,3 +44,13 @@ class TestRedisCluster(StorageContract):
     @pytest.fixture
     def open_backend(self, redis_cluster_url):
         return opener(redis_cluster_url)
+
+
+class TestMemory(StorageContract):
+    @pytest.fixture
+    def open_backend(self):
+        return None  # no other process can open it
+
+    @pytest.fixture
+    def backend(self, memory_url):
+        return create_storage_backend(memory_url)

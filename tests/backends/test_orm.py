@@ -35,6 +35,7 @@ from workflow_storage.backends.orm import (
 from workflow_storage.backends.orm.errors import storage_error
 from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
 from workflow_storage.factory import forget
+from workflow_storage.models import WorkflowRunLabel
 from workflow_storage.testing import ConcurrencyContract, in_threads, new_run, stored_run
 
 
@@ -175,8 +176,18 @@ def filled_backend(request, django_db_blocker):
                     status=statuses[number % 20],
                     started_at=now - timedelta(seconds=number),
                     completed_at=now if number % 20 < 18 else None,
+                    parent_id=f"run-{number // 10:06}" if number % 4 else None,
+                    labels={"tenant": f"t{number % 50}", "user": f"u{number % 7}"},
                 )
                 for number in range(20_000)
+            ],
+            batch_size=1000,
+        )
+        WorkflowRunLabel.objects.using(alias).bulk_create(
+            [
+                WorkflowRunLabel(run_id=run.id, name=name, value=value, started_at=run.started_at)
+                for run in WorkflowRun.objects.using(alias).only("id", "labels", "started_at")
+                for name, value in run.labels.items()
             ],
             batch_size=1000,
         )
@@ -234,6 +245,12 @@ class TestPlans:
             lambda runs, states: runs.list_runs(workflow_name="workflow-2", status="failed"),
             lambda runs, states: runs.list_runs(workflow_name="workflow-1", before="run-010000"),
             lambda runs, states: runs.list_runs(started_before=timezone.now() - timedelta(hours=1)),
+            lambda runs, states: runs.list_runs(labels={"tenant": "t7"}, limit=20),
+            lambda runs, states: runs.list_runs(
+                labels={"tenant": "t7"}, before="run-010007", limit=20
+            ),
+            lambda runs, states: runs.count_runs(labels={"tenant": "t7"}),
+            lambda runs, states: list(states.iter_steps("run-000100")),
             lambda runs, states: states.get_latest_state("run-000100"),
             lambda runs, states: states.get_state("run-000100", 3),
             lambda runs, states: states.get_state_history("run-000100"),
@@ -249,6 +266,10 @@ class TestPlans:
             "list_runs by name and status",
             "list_runs by name, a page later",
             "list_runs by time",
+            "list_runs by label",
+            "list_runs by label, a page later",
+            "count_runs by label",
+            "iter_steps",
             "get_latest_state",
             "get_state",
             "get_state_history",
@@ -259,6 +280,18 @@ class TestPlans:
         for plan in plans_of(filled_backend.runs.alias, lambda: read(*filled_backend)):
             assert not re.search(r"Seq Scan|\bSort\b|TEMP B-TREE", plan), plan
             assert not re.search(r"SCAN (?!.* USING (COVERING )?INDEX)", plan), plan
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda runs, states: runs.list_runs(parent_id="run-000100"),
+            lambda runs, states: runs.list_runs(labels={"tenant": "t7", "user": "u3"}, limit=20),
+        ],
+        ids=["by parent", "by several labels"],
+    )
+    def test_a_read_of_few_scans_no_table(self, filled_backend, read):
+        for plan in plans_of(filled_backend.runs.alias, lambda: read(*filled_backend)):
+            assert not re.search(r"Seq Scan|SCAN (?!.* USING (COVERING )?INDEX)", plan), plan
 
     def test_delete_finished_and_list_stalled_scan_no_table(self, filled_backend):
         alias = filled_backend.runs.alias

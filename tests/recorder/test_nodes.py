@@ -22,8 +22,8 @@ from workflow_storage.testing import in_threads
 
 
 @pytest.fixture
-def backend(any_backend):
-    return any_backend
+def backend(every_backend):
+    return every_backend
 
 
 def steps_of(backend, run):

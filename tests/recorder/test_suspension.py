@@ -11,8 +11,8 @@ from workflow_storage.signals import run_finished
 
 
 @pytest.fixture
-def backend(any_backend):
-    return any_backend
+def backend(every_backend):
+    return every_backend
 
 
 def test_a_suspended_run_waits_and_goes_on(backend):

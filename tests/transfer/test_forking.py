@@ -16,8 +16,8 @@ from workflow_storage.validation import equal_checkpoints
 
 
 @pytest.fixture
-def backend(any_backend):
-    return any_backend
+def backend(every_backend):
+    return every_backend
 
 
 @pytest.fixture

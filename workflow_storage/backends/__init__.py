@@ -28,7 +28,8 @@ ENTRY_POINTS = "workflow_storage.backends"
 
 _ORM = "workflow_storage.backends.orm"
 _REDIS = "workflow_storage.backends.redis"
-_DOORS = dict.fromkeys(
+_MEMORY = "workflow_storage.backends.memory"
+_DOORS = {"memory": _MEMORY} | dict.fromkeys(
     (
         *(
             f"{name}{servers}"

@@ -19,6 +19,7 @@ from workflow_storage.testing.asynchronous import AsyncContract
 from workflow_storage.testing.concurrency import ConcurrencyContract
 from workflow_storage.testing.contract import StorageContract
 from workflow_storage.testing.fencing import FencingContract
+from workflow_storage.testing.fixtures import memory_storage
 from workflow_storage.testing.runs import (
     AddingContract,
     AttemptsContract,
@@ -26,6 +27,7 @@ from workflow_storage.testing.runs import (
     CopyingContract,
     DeletingContract,
     ExactnessContract,
+    FindingContract,
     IdentityContract,
     LabelsContract,
     ListingContract,
@@ -76,6 +78,7 @@ __all__ = [
     "DeletingContract",
     "ExactnessContract",
     "FencingContract",
+    "FindingContract",
     "IdentityContract",
     "LabelsContract",
     "ListingContract",
@@ -94,6 +97,7 @@ __all__ = [
     "in_threads",
     "json_objects",
     "json_values",
+    "memory_storage",
     "nested",
     "new_run",
     "newest_first",

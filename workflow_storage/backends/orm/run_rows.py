@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from workflow_storage.attempts import StatusChange
     from workflow_storage.backends.orm.conditions import Condition
+    from workflow_storage.validation import ValidFilters
 
 
 class RunRows(Database):
@@ -124,6 +125,16 @@ class RunRows(Database):
         """Return the attempts of a run that are over, oldest first."""
         rows = self.attempts.filter(run_id=run_id).order_by("number")
         return [Attempt(*row) for row in rows.values_list(*Attempt._fields)]
+
+    def labelled(self, filters: ValidFilters) -> QuerySet[WorkflowRunLabel]:
+        """Return the rows of the one label that filters ask for, in their time."""
+        ((name, value),) = filters.labels.items()
+        rows = self.labels.filter(name=name, value=value)
+        if filters.started_after is not None:
+            rows = rows.filter(started_at__gte=filters.started_after)
+        if filters.started_before is not None:
+            rows = rows.filter(started_at__lt=filters.started_before)
+        return rows
 
     def stalled(self, idle: timedelta) -> QuerySet[WorkflowRun]:
         """Return the running runs without a sign of life for longer."""
