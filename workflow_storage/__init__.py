@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from workflow_storage.models import ExecutionState, WorkflowRun
     from workflow_storage.recorder import RecordedRun, current_run, record_run, resume_run
     from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+    from workflow_storage.summaries import RunSummary
     from workflow_storage.transfer import copy_runs, export_runs, fork_run, import_runs
 
 _MODULES = {
@@ -88,6 +89,7 @@ _MODULES = {
     "factory": ("acreate_storage_backend", "create_storage_backend"),
     "recorder": ("RecordedRun", "current_run", "record_run", "resume_run"),
     "models": ("ExecutionState", "WorkflowRun"),
+    "summaries": ("RunSummary",),
     "status": ("TERMINAL_STATUSES", "RunStatus"),
     "transfer": ("copy_runs", "export_runs", "fork_run", "import_runs"),
 }
@@ -117,6 +119,7 @@ __all__ = [
     "RunLostError",
     "RunNotFoundError",
     "RunStatus",
+    "RunSummary",
     "SameStoreError",
     "SnapshotError",
     "StateWriter",

@@ -31,6 +31,7 @@ from django.utils import timezone
 
 from workflow_storage.paging import PageLength, emptied
 from workflow_storage.status import TERMINAL_STATUSES
+from workflow_storage.summaries import RunSummary, Summaries, valid_groups
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -415,6 +416,39 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         """
 
     adelete_unchanged = async_twin(delete_unchanged)
+
+    def summarize(
+        self, *, by: str | Iterable[str] = ("workflow_name",), **filters: Unpack[RunFilters]
+    ) -> list[RunSummary]:
+        """Sum up the matching runs, group by group, in the order of the groups.
+
+        A backend can override it with one that counts where the runs are.
+
+        Args:
+            by: what the groups are: any of workflow_name, status, hour, day, week, month (of the
+                start, in the current time zone of Django) and ``label:NAME``. None of them: all runs
+                are one group.
+            **filters: see `RunFilters`.
+
+        Returns:
+            See `RunSummary`. No run, no group.
+
+        Raises:
+            ValueError: for an unknown group.
+        """
+        groups, summaries = valid_groups(by), Summaries()
+        for run in self.iter_runs(**filters):
+            summaries.add_run(run, groups)
+        return summaries.results()
+
+    async def asummarize(
+        self, *, by: str | Iterable[str] = ("workflow_name",), **filters: Unpack[RunFilters]
+    ) -> list[RunSummary]:
+        """Async twin of `summarize`."""
+        groups, summaries = valid_groups(by), Summaries()
+        async for run in self.aiter_runs(**filters):
+            summaries.add_run(run, groups)
+        return summaries.results()
 
     def list_by_workflow(self, workflow_name: str, limit: int = 100) -> list[WorkflowRun]:
         """Return the newest runs of a workflow, in the order of `list_runs`."""

@@ -33,6 +33,7 @@ from workflow_storage.testing.runs import (
     ListingContract,
     RunsContract,
     StalledContract,
+    SummarizingContract,
 )
 from workflow_storage.testing.sample_runs import (
     NOT_TERMINAL,
@@ -88,6 +89,7 @@ __all__ = [
     "StateChange",
     "StatesContract",
     "StorageContract",
+    "SummarizingContract",
     "UsageContract",
     "against_the_store",
     "any_text",

@@ -37,6 +37,7 @@ from workflow_storage.backends.orm.errors import (
 )
 from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.run_rows import RunRows
+from workflow_storage.backends.orm.summarizing import summarized
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Attempt,
@@ -52,6 +53,7 @@ from workflow_storage.exceptions import (
 )
 from workflow_storage.models import WorkflowRun
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.summaries import RunSummary, valid_groups
 from workflow_storage.validation import (
     MAX_NODE_ID,
     equal_runs,
@@ -184,6 +186,22 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         if valid.is_one_label:  # which the index over the labels knows alone
             return self._rows.labelled(valid).count()
         return with_values(self._rows.runs, conditions_of(valid)).count()
+
+    @reading
+    def summarize(
+        self, *, by: str | Iterable[str] = ("workflow_name",), **filters: Unpack[RunFilters]
+    ) -> list[RunSummary]:
+        """See `AbstractWorkflowRunRepository.summarize`."""
+        groups, valid = valid_groups(by), valid_filters(filters)
+        if valid.match_none:
+            return []
+        return summarized(with_values(self._rows.runs, conditions_of(valid)), groups)
+
+    async def asummarize(
+        self, *, by: str | Iterable[str] = ("workflow_name",), **filters: Unpack[RunFilters]
+    ) -> list[RunSummary]:
+        """Async twin of `summarize`."""
+        return await self.in_thread(self.summarize, by=by, **filters)
 
     @operation
     def update(self, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:

@@ -15,6 +15,7 @@ from workflow_storage.testing.runs.identity import IdentityContract
 from workflow_storage.testing.runs.labels import LabelsContract
 from workflow_storage.testing.runs.listing import ListingContract
 from workflow_storage.testing.runs.stalled import StalledContract
+from workflow_storage.testing.runs.summarizing import SummarizingContract
 
 __all__ = [
     "AddingContract",
@@ -29,6 +30,7 @@ __all__ = [
     "ListingContract",
     "RunsContract",
     "StalledContract",
+    "SummarizingContract",
 ]
 
 
@@ -43,6 +45,7 @@ class RunsContract(
     AttemptsContract,
     DeletingContract,
     StalledContract,
+    SummarizingContract,
     CopyingContract,
 ):
     """What `AbstractWorkflowRunRepository` promises."""

@@ -1,0 +1,166 @@
+"""Runs summed up by the database: one statement that counts by group, status and bucket."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db.models import (
+    BigIntegerField,
+    Case,
+    Count,
+    F,
+    FilteredRelation,
+    Func,
+    IntegerField,
+    Max,
+    Min,
+    Q,
+    Sum,
+    Value,
+    When,
+)
+from django.db.models.functions import Cast, Floor, Ln, Round
+
+from workflow_storage.status import TERMINAL_STATUSES
+from workflow_storage.summaries import (
+    GAMMA,
+    LABEL,
+    LEAST,
+    TIMES,
+    RunSummary,
+    Summaries,
+    start_of,
+)
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from workflow_storage.models import WorkflowRun
+
+MAX_EDGES = 48
+"""Times that the database tells apart by comparing; of more, it counts each quarter of an hour."""
+
+_NANOS = 10**9
+_QUARTER = 900  # seconds; every offset of a time zone is a whole number of them
+_ENDED = Q(
+    status__in=sorted(status.value for status in TERMINAL_STATUSES), duration_seconds__isnull=False
+)
+_BUCKET = Case(
+    When(_ENDED & Q(duration_seconds__lt=LEAST), then=Value(0)),
+    When(
+        _ENDED,
+        then=Cast(Floor(Ln(F("duration_seconds") / LEAST) / math.log(GAMMA)), IntegerField()) + 1,
+    ),
+    output_field=IntegerField(),
+)
+# As whole numbers, which are summed exactly.
+_NANO_USD = Sum(Cast(Round(F("total_cost_usd") * float(_NANOS)), BigIntegerField()))
+
+
+def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSummary]:
+    """Return the summaries of some runs."""
+    summaries = Summaries()
+    columns, starts = [], {}
+    for number, group in enumerate(by):
+        name = f"group_{number}"
+        columns.append(name)
+        if group.startswith(LABEL):
+            label = FilteredRelation(
+                "label_rows", condition=Q(label_rows__name=group.removeprefix(LABEL))
+            )
+            runs = runs.alias(**{f"label_{number}": label})
+            runs = runs.annotate(**{name: F(f"label_{number}__value")})
+        elif group in TIMES:
+            expression, starts[number] = _time_group(runs, group)
+            runs = runs.annotate(**{name: expression})
+        else:
+            runs = runs.annotate(**{name: F(group)})
+    counted = (
+        runs.annotate(bucket=_BUCKET)
+        .order_by()
+        .values(*columns, "status", "bucket")
+        .annotate(
+            runs=Count("pk"),
+            longest=Max("duration_seconds", filter=_ENDED),
+            tokens=Sum("total_tokens"),
+            nano_usd=_NANO_USD,
+        )
+    )
+    for row in counted:
+        nano_usd = row["nano_usd"]
+        summaries.add(
+            tuple(
+                starts[number](row[name]) if number in starts else row[name]
+                for number, name in enumerate(columns)
+            ),
+            row["status"],
+            runs=row["runs"],
+            bucket=row["bucket"],
+            longest=row["longest"],
+            tokens=None if row["tokens"] is None else int(row["tokens"]),
+            cost_usd=None if nano_usd is None else Decimal(int(nano_usd)) / _NANOS,
+        )
+    return summaries.results()
+
+
+def _time_group(runs: QuerySet[WorkflowRun], time: str) -> tuple[Any, Any]:
+    """Return the expression that tells the times apart, and what makes the start of what it gives."""
+    bounds = runs.aggregate(first=Min("started_at"), last=Max("started_at"))
+    if bounds["first"] is None:
+        return Value(0), lambda place: None
+    edges = [start_of(time, bounds["first"])]
+    last = start_of(time, bounds["last"])
+    while edges[-1] < last and len(edges) <= MAX_EDGES:
+        edges.append(_next_start(time, edges[-1]))
+    if len(edges) > MAX_EDGES:
+        return _Quarter("started_at"), lambda quarter: start_of(time, _moment_of(quarter))
+    cases = [When(started_at__lt=end, then=Value(place)) for place, end in enumerate(edges[1:])]
+    expression = Case(*cases, default=Value(len(edges) - 1), output_field=IntegerField())
+    return expression, lambda place: edges[place]
+
+
+def _next_start(time: str, start: datetime) -> datetime:
+    if time == "hour":
+        # In UTC, for an hour of the clock may be there twice, or not at all.
+        later = start.astimezone(UTC) if start.tzinfo else start
+        return start_of(time, later + timedelta(hours=1))
+    days = {"day": 1, "week": 7, "month": 32}[time]
+    noon = start.replace(hour=12)
+    return start_of(time, noon + timedelta(days=days))
+
+
+def _moment_of(quarter: int) -> datetime:
+    moment = datetime(1970, 1, 1) + timedelta(seconds=int(quarter) * _QUARTER)
+    return moment.replace(tzinfo=UTC) if settings.USE_TZ else moment
+
+
+class _Quarter(Func):
+    """How many quarters of an hour a time is after 1970 began, by the clock that the column has."""
+
+    output_field = BigIntegerField()
+    arity = 1
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
+        return self.as_sql(
+            compiler,
+            connection,
+            template=f"(CAST(strftime('%%%%s', %(expressions)s) AS INTEGER) / {_QUARTER})",
+        )
+
+    def as_postgresql(self, compiler: Any, connection: Any) -> Any:
+        return self.as_sql(
+            compiler,
+            connection,
+            template=f"FLOOR(EXTRACT(EPOCH FROM %(expressions)s::timestamp) / {_QUARTER})::bigint",
+        )
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        return self.as_sql(
+            compiler,
+            connection,
+            template=f"(TIMESTAMPDIFF(SECOND, '1970-01-01', %(expressions)s) DIV {_QUARTER})",
+        )
