@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from workflow_storage.validation import ValidFilters
 
 
+RARE = 1000
+"""Runs of a label that are counted to tell which of several is the rarest."""
+
+
 class RunRows(Database):
     """The runs in a database."""
 
@@ -125,6 +129,16 @@ class RunRows(Database):
         """Return the attempts of a run that are over, oldest first."""
         rows = self.attempts.filter(run_id=run_id).order_by("number")
         return [Attempt(*row) for row in rows.values_list(*Attempt._fields)]
+
+    def rarest_first(self, filters: ValidFilters) -> ValidFilters:
+        """Return filters whose first label, by whose rows runs are read, is the rarest of several."""
+        if len(filters.labels) < 2:
+            return filters
+        counts = {
+            label: self.labels.filter(name=label[0], value=label[1])[:RARE].count()
+            for label in filters.labels.items()
+        }
+        return filters._replace(labels=dict(sorted(counts, key=lambda label: counts[label])))
 
     def labelled(self, filters: ValidFilters) -> QuerySet[WorkflowRunLabel]:
         """Return the rows of the one label that filters ask for, in their time."""

@@ -160,7 +160,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     ) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_runs`."""
         valid_count("limit", limit)
-        valid = valid_filters(filters)
+        valid = self._rows.rarest_first(valid_filters(filters))
         position = None if before is None else self._position(before)
         conditions = conditions_of(valid, position)
         if limit == 0 or valid.match_none:

@@ -23,7 +23,7 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Cast, Floor, Ln, Round
+from django.db.models.functions import Cast, Floor, Ln
 
 from workflow_storage.status import TERMINAL_STATUSES
 from workflow_storage.summaries import (
@@ -57,8 +57,8 @@ _BUCKET = Case(
     ),
     output_field=IntegerField(),
 )
-# As whole numbers, which are summed exactly.
-_NANO_USD = Sum(Cast(Round(F("total_cost_usd") * float(_NANOS)), BigIntegerField()))
+# As whole numbers, which are summed exactly. (PostgreSQL rounds numeric only, which is slow.)
+_NANO_USD = Sum(Cast(Floor(F("total_cost_usd") * float(_NANOS) + 0.5), BigIntegerField()))
 
 
 def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSummary]:
@@ -89,19 +89,25 @@ def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSumm
             tokens=Sum("total_tokens"),
             nano_usd=_NANO_USD,
         )
+        .values_list(*columns, "status", "bucket", "runs", "longest", "tokens", "nano_usd")
     )
+    # There can be many: a row for each group, status and bucket.
+    groups: dict[Any, tuple[Any, ...]] = {}
     for row in counted:
-        nano_usd = row["nano_usd"]
+        *found, status, bucket, count, longest, tokens, nano_usd = row
+        key = tuple(found)
+        if key not in groups:
+            groups[key] = tuple(
+                starts[number](value) if number in starts else value
+                for number, value in enumerate(key)
+            )
         summaries.add(
-            tuple(
-                starts[number](row[name]) if number in starts else row[name]
-                for number, name in enumerate(columns)
-            ),
-            row["status"],
-            runs=row["runs"],
-            bucket=row["bucket"],
-            longest=row["longest"],
-            tokens=None if row["tokens"] is None else int(row["tokens"]),
+            groups[key],
+            status,
+            runs=count,
+            bucket=bucket,
+            longest=longest,
+            tokens=None if tokens is None else int(tokens),
             cost_usd=None if nano_usd is None else Decimal(int(nano_usd)) / _NANOS,
         )
     return summaries.results()
