@@ -106,7 +106,12 @@ def nodes(state: State) -> Iterator[tuple[str, Node]]:
 
 def start(backend: StorageBackend, document: Path) -> str:
     """Digest a document in a new run, and give the run's id."""
-    with record_run(WORKFLOW_NAME, inputs={"document": str(document)}, backend=backend) as run:
+    with record_run(
+        WORKFLOW_NAME,
+        inputs={"document": str(document)},
+        labels={"document": document.name},
+        backend=backend,
+    ) as run:
         _go_on(run, document)
     return run.run_id
 
@@ -120,12 +125,11 @@ def resume(backend: StorageBackend, run_id: str, document: Path) -> None:
 def _go_on(run: RecordedRun, document: Path) -> None:
     content = document.read_bytes()
     state = run.state or {}
-    remaining = nodes(state)
-    while run.node_id is not None and next(remaining)[0] != run.node_id:
-        pass
-    for node_id, node in remaining:
-        node(state, content)
-        run.save_state(state, node_id)
+    for name, node in nodes(state):
+        if not run.done(name):
+            with run.node(name):
+                node(state, content)
+                run.save_state(state)
     run.outputs = {
         "sections": len(state["sections"]),
         "words": sum(section["words"] for section in state["sections"]),

@@ -34,8 +34,11 @@ def test_the_demo_completes_fails_and_resumes_and_works_twice(url):
     second = manage("demo", url=url)
 
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert re.search(r"failed after statistics-\d+ \(step \d+\): 'utf-8'", first.stdout)
+    assert re.search(
+        r"failed in statistics-\d+, after statistics-\d+ \(step \d+\): 'utf-8'", first.stdout
+    )
     assert re.search(r"went on after step \d+ and completed at step \d+", first.stdout)
+    assert "4. All runs with the label document=README.md: 2, of which 2 completed" in first.stdout
     assert re.search(r"with the password \S+ \(shown only now\)", first.stdout)
     assert "shown only now" not in second.stdout
     assert second.stdout.count("completed  ") == 4

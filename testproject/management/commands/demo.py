@@ -52,6 +52,13 @@ class Command(StorageCommand):
         self.stdout.write(
             f"   went on after step {first - 1} and completed at step {history[-1]['step']}\n"
         )
+        labels = {"document": document.name}
+        (summary,) = backend.runs.summarize(by=(), labels=labels)
+        self.stdout.write(
+            f"4. All runs with the label document={document.name}: {summary.runs}, of which "
+            f"{summary.by_status.get('completed', 0)} completed, half of them within "
+            f"{summary.p50_seconds or 0:.2f} seconds"
+        )
         runs = backend.runs.list_runs(workflow_name=workflows.WORKFLOW_NAME, limit=10)
         write_tables(self.stdout, Text(), runs_table(runs), Text(), no_color=options["no_color"])
         self._show_where(failed_id)
@@ -83,7 +90,10 @@ class Command(StorageCommand):
             )[0]
             latest = backend.states.get_latest_checkpoint(failed.id)
             assert latest is not None
-            self.stdout.write(f"   failed after {latest['node_id']} (step {latest['step']}): {exc}")
+            self.stdout.write(
+                f"   failed in {failed.current_node}, after {latest['node_id']} "
+                f"(step {latest['step']}): {exc}"
+            )
             return failed.id
         raise CommandError("The damaged copy was read without an error.")
 
