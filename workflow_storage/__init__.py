@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         StorageBackend,
     )
     from workflow_storage.config import GlobalConfig, StorageConfig
+    from workflow_storage.deltas import EncodedCheckpoint
     from workflow_storage.exceptions import (
         CannotMoveError,
         DamagedStateError,
@@ -62,6 +63,7 @@ _MODULES = {
         "StorageBackend",
     ),
     "config": ("GlobalConfig", "StorageConfig"),
+    "deltas": ("EncodedCheckpoint",),
     "exceptions": (
         "CannotMoveError",
         "DamagedStateError",
@@ -103,6 +105,7 @@ __all__ = [
     "CannotMoveError",
     "Checkpoint",
     "DamagedStateError",
+    "EncodedCheckpoint",
     "ExecutionState",
     "ExportFileError",
     "GlobalConfig",

@@ -29,7 +29,14 @@ from typing import (
 from asgiref.sync import sync_to_async
 from django.utils import timezone
 
+from workflow_storage.deltas import (
+    EncodedCheckpoint,
+    History,
+    encode_state,
+    whole_state,
+)
 from workflow_storage.paging import PageLength, emptied
+from workflow_storage.serialization import state_text
 from workflow_storage.status import TERMINAL_STATUSES
 from workflow_storage.summaries import RunSummary, Summaries, valid_groups
 
@@ -610,6 +617,44 @@ class AbstractExecutionStateRepository(HasAsyncTwins, ABC):
 
     aappend = async_twin(append)
 
+    def iter_encoded(self, run_id: str, *, after: int = -1) -> Iterator[EncodedCheckpoint]:
+        """Yield the checkpoints of a run as they are stored, oldest first, in constant memory.
+
+        Each state is rebuilt once, but not decoded. A backend can override it with one that gives
+        what it has stored; here they are encoded.
+
+        Args:
+            run_id: which run.
+            after: begin after this step.
+
+        Raises:
+            DamagedStateError: at a state that cannot be rebuilt.
+        """
+        history = History(run_id)
+        for checkpoint in self.iter_state_history(run_id, after=after):
+            _, *columns = step_of(checkpoint).values()
+            text = state_text(checkpoint["state_data"])
+            stored = encode_state(text, history.base(checkpoint["step"]))
+            yield history.encoded(checkpoint["step"], stored, text, columns)
+
+    async def aiter_encoded(
+        self, run_id: str, *, after: int = -1
+    ) -> AsyncIterator[EncodedCheckpoint]:
+        """Async twin of `iter_encoded`."""
+        history = self.iter_encoded(run_id, after=after)
+        while checkpoint := await self.in_thread(_next_or_none, history):
+            yield checkpoint
+
+    def append_encoded(self, run_id: str, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """Append checkpoints as `iter_encoded` gives them; as for `append`, which see.
+
+        A backend can override it with one that stores the bytes as they are, where the state that a
+        delta is based on is the same here. Otherwise a state is encoded anew, or stored whole.
+        """
+        return self.append(run_id, (checkpoint_of(run_id, one) for one in checkpoints))
+
+    aappend_encoded = async_twin(append_encoded)
+
     def copy_states(self, run_id: str, target_run_id: str, *, through: int) -> int:
         """Append the checkpoints of a run up to a step to another run of the store; for forks.
 
@@ -703,6 +748,12 @@ class StateWriter(HasAsyncTwins):
 
     aappend = async_twin(append)
 
+    def append_encoded(self, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """Do what `AbstractExecutionStateRepository.append_encoded` does, for this run."""
+        return self._repository.append_encoded(self.run_id, checkpoints)
+
+    aappend_encoded = async_twin(append_encoded)
+
 
 class _Repositories(NamedTuple):
     runs: AbstractWorkflowRunRepository
@@ -788,6 +839,24 @@ def step_of(checkpoint: Checkpoint) -> Step:
         duration_seconds=checkpoint.get("duration_seconds"),
         tokens=checkpoint.get("tokens"),
         cost_usd=checkpoint.get("cost_usd"),
+    )
+
+
+def checkpoint_of(run_id: str, encoded: EncodedCheckpoint) -> Checkpoint:
+    """Return a checkpoint with its state decoded.
+
+    Raises:
+        DamagedStateError: if its text is not that of a state.
+    """
+    return Checkpoint(
+        step=encoded.step,
+        node_id=encoded.node_id,
+        state_data=whole_state(run_id, encoded.step, encoded.text),
+        created_at=encoded.created_at,
+        attempt=encoded.attempt,
+        duration_seconds=encoded.duration_seconds,
+        tokens=encoded.tokens,
+        cost_usd=encoded.cost_usd,
     )
 
 

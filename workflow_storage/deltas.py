@@ -15,6 +15,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from workflow_storage.exceptions import DamagedStateError
@@ -42,6 +43,24 @@ _MUCH = 16  # a part of the state
 _MIN_HASH_LOG = 14
 _INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
 _MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
+
+
+class EncodedCheckpoint(NamedTuple):
+    """A checkpoint as it is stored, on its way from one store or file to another."""
+
+    step: int
+    node_id: str
+    created_at: datetime
+    attempt: int | None
+    duration_seconds: float | None
+    tokens: int | None
+    cost_usd: float | None
+    stored: bytes
+    """The state as it is stored: its JSON text, or a delta."""
+    text: bytes
+    """The JSON text that `stored` gives."""
+    base: bytes | None
+    """The JSON text that a delta is based on; None if the state is stored whole."""
 
 
 def base_step(step: int) -> int:
@@ -125,20 +144,41 @@ def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
     return apply_delta(stored[step], state) if chain else state
 
 
-def apply_delta(delta: bytes, base: bytes) -> bytes:
+def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes:
     """Rebuild the JSON text of a state from a delta and the JSON text of its base.
 
+    Args:
+        delta: what `encode_state` gave.
+        base: JSON text.
+        limit: the most bytes that may come out of it.
+
     Raises:
-        ValueError: if either is not what it was; zstd's checksum of the state tells.
+        ValueError: if either is not what it was, as zstd's checksum of the state tells; or if the
+            state is larger than the limit, which is known before it is rebuilt.
     """
+    if limit is not None:
+        _refuse_large(delta, limit)
     decompressor = zstd.ZstdDecompressor(zstd_dict=_prefix(base))
     try:
-        state = decompressor.decompress(delta)
+        state = decompressor.decompress(delta, -1 if limit is None else limit + 1)
     except zstd.ZstdError as exc:
         raise ValueError(f"its delta is damaged, or its base is: {exc}") from exc
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError("its delta is damaged: it does not end where it should")
     return state
+
+
+def _refuse_large(delta: bytes, limit: int) -> None:
+    try:
+        declared = zstd.get_frame_info(delta).decompressed_size
+    except zstd.ZstdError as exc:
+        raise ValueError(f"its delta is damaged: {exc}") from exc
+    if declared is None or declared > limit:
+        raise ValueError(
+            "its delta does not say how large the state is"
+            if declared is None
+            else f"its state has {declared:,} bytes, and {limit:,} is the most that is read"
+        )
 
 
 def _without_checksum(delta: bytes) -> bytes:
@@ -237,6 +277,10 @@ class Chain(Generic[_Mark]):
         """Whether the base of a step is to be loaded before a state is stored there."""
         return step > 0 and (step != self.next_step or base_step(step) not in self._texts)
 
+    def holds(self, step: int, text: bytes | None) -> bool:
+        """Whether the text of a state is remembered, and is this one."""
+        return text is not None and self._texts.get(step) == text
+
     def encode(self, text: bytes, step: int) -> tuple[bytes, int | None]:
         """Encode the JSON text of a state for storing it at a step.
 
@@ -296,17 +340,60 @@ class History:
         self.run_id = run_id
         self._texts: dict[int, bytes] = {}
 
+    @property
+    def held(self) -> int:
+        """Bytes of the texts that are remembered."""
+        return sum(map(len, self._texts.values()))
+
+    def base(self, step: int) -> bytes | None:
+        """Return the JSON text of the state that a step is based on, if it is remembered."""
+        return self._texts.get(base_step(step)) if step else None
+
     def text(self, step: int, stored: bytes) -> bytes | None:
         """Return the JSON text of a stored state; None if its whole chain has to be read."""
         if not is_delta(stored):
             return stored
-        base = self._texts.get(base_step(step))
+        base = self.base(step)
         if base is None:
             return None
         # If the run was deleted and begun anew meanwhile, it has another base by now.
         with suppress(ValueError):
             return apply_delta(stored, base)
         return None
+
+    def text_by_chain(self, step: int, stored: Mapping[int, bytes]) -> bytes:
+        """Return the JSON text of a state from its whole chain, and remember that of its base.
+
+        Raises:
+            DamagedStateError: if what is stored cannot be rebuilt.
+        """
+        if step and is_delta(stored.get(step, b"")):
+            base = base_step(step)
+            remember(self._texts, base, rebuilt_text(self.run_id, base, stored))
+            text = self.text(step, stored[step])
+            if text is not None:
+                return text
+        return rebuilt_text(self.run_id, step, stored)
+
+    def encoded(
+        self, step: int, stored: bytes, text: bytes, columns: Iterable[Any]
+    ) -> EncodedCheckpoint:
+        """Return a checkpoint as it is stored, and remember its state for those that come.
+
+        Args:
+            step: its step.
+            stored: its state as it is stored.
+            text: the JSON text that this gives, of `text` or `text_by_chain`.
+            columns: what comes between in `EncodedCheckpoint`.
+
+        Raises:
+            DamagedStateError: if a state that is stored whole is none; a delta has a checksum.
+        """
+        base = self.base(step) if is_delta(stored) else None
+        if base is None:
+            whole_state(self.run_id, step, text)
+        remember(self._texts, step, text)
+        return EncodedCheckpoint._make((step, *columns, stored, text, base))
 
     def state(self, step: int, text: bytes, *, rebuilt: bool) -> dict[str, Any]:
         """Return a state from its JSON text, and remember it for those that come.

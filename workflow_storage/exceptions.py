@@ -260,17 +260,26 @@ class StepNotFoundError(StorageError, ValueError):
 class DamagedStateError(StorageError):
     """A stored state cannot be rebuilt; earlier and later ones may be readable."""
 
-    def __init__(self, run_id: str, step: int, reason: str) -> None:
-        super().__init__(run_id, step, reason)
+    def __init__(
+        self,
+        run_id: str,
+        step: int,
+        reason: str,
+        advice: str = (
+            "Restore it from a backup of the database, or go on from another step with "
+            "states.get_state()."
+        ),
+    ) -> None:
+        super().__init__(run_id, step, reason, advice)
         self.run_id = run_id
         self.step = step
         self.reason = reason
+        self.advice = advice
 
     def __str__(self) -> str:
         return (
             f"The state of workflow run {self.run_id} at step {self.step} cannot be rebuilt: "
-            f"{self.reason}. Restore it from a backup of the database, or go on from another "
-            "step with states.get_state()."
+            f"{self.reason}. {self.advice}"
         )
 
 

@@ -340,6 +340,20 @@ _ADVICE: dict[type | tuple[type, ...], str] = {
 }
 
 
+def is_state_text(text: bytes) -> bool:
+    """Whether text can be that of a state: what every database can hold, of an object.
+
+    It is not parsed, which would take longer than to rebuild it.
+    """
+    if text[:64].lstrip()[:1] != b"{" or text[-64:].rstrip()[-1:] != b"}" or b"\0" in text:
+        return False
+    try:
+        text.isascii() or text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def json_size(value: object) -> int:
     """Return about how many bytes a value has as JSON text.
 

@@ -16,11 +16,12 @@ from django.conf import settings
 from django.utils import timezone
 
 from workflow_storage.base import Checkpoint, RunFilters
+from workflow_storage.deltas import Chain, EncodedCheckpoint, base_step, is_delta
 from workflow_storage.exceptions import (
     InvalidFieldError,
     InvalidStatusError,
 )
-from workflow_storage.serialization import payload_json, state_text
+from workflow_storage.serialization import is_state_text, payload_json, state_text
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 if TYPE_CHECKING:
@@ -455,6 +456,16 @@ class ValidCheckpoint(NamedTuple):
     attempt: int | None
     usage: dict[str, Any]
     """See `workflow_storage.base.NodeUsage`."""
+    stored: bytes | None = None
+    """The state as it was stored elsewhere, to be stored so here; None to encode it."""
+    base: bytes | None = None
+    """The JSON text that this is based on, if it is a delta."""
+
+    def can_stay(self, chain: Chain[Any]) -> bool:
+        """Whether it can be stored as it was elsewhere, after what a writer has in its chain."""
+        if self.stored is None:
+            return False
+        return not is_delta(self.stored) or chain.holds(base_step(self.step), self.base)
 
 
 def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
@@ -471,6 +482,36 @@ def valid_checkpoint(checkpoint: Checkpoint) -> ValidCheckpoint:
         valid_attempt(checkpoint.get("attempt")),
         valid_usage(_usage_of(checkpoint)),
     )
+
+
+def valid_encoded(encoded: EncodedCheckpoint) -> ValidCheckpoint:
+    """Check a checkpoint that is stored as it was elsewhere, but for its state itself.
+
+    Raises:
+        ValueError, InvalidFieldError: if a part of it cannot be stored.
+    """
+    if not is_delta(encoded.stored):  # which has a checksum, and is no text
+        refuse_no_state(encoded.text, encoded.step)
+    return ValidCheckpoint(
+        valid_count("step", encoded.step),
+        valid_name("node_id", encoded.node_id, MAX_NODE_ID),
+        valid_moment("created_at", encoded.created_at),
+        encoded.text,
+        valid_attempt(encoded.attempt),
+        valid_usage({name: getattr(encoded, name) for name in _USAGE}),
+        encoded.stored,
+        encoded.base,
+    )
+
+
+def refuse_no_state(text: bytes, step: int) -> None:
+    """Refuse what cannot be the text of a state, to be stored as it is.
+
+    Raises:
+        InvalidFieldError: in that case.
+    """
+    if not is_state_text(text):
+        raise InvalidFieldError(f"The state of step {step} is no JSON object in UTF-8.")
 
 
 def in_project_time(value: datetime) -> datetime:

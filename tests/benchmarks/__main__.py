@@ -3,13 +3,14 @@
 import argparse
 import os
 
-from tests.benchmarks import finding, history, hot_path, on_redis, scale
+from tests.benchmarks import files, finding, history, hot_path, on_redis, scale
 
 SECTIONS = {
     "history": history.run,
     "hot-path": hot_path.run,
     "scale": scale.run,
     "finding": finding.run,
+    "files": files.run,
     "redis": on_redis.run,
 }
 

@@ -23,7 +23,6 @@ from workflow_storage.factory import forget
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 from workflow_storage.transfer import (
     CannotMoveError,
-    DamagedLine,
     SameStoreError,
     copy_runs,
     export_runs,
@@ -297,15 +296,20 @@ def test_a_run_that_is_deleted_meanwhile_is_not_copied_as_one_without_states(
     assert [result.outcome for result in exporting] == ["refused"]
     assert len(list(import_runs(tmp_path / "x", target))) == 1
 
-    read = source.states.iter_state_history
+    source.states.save_state("run-2", {}, "node")
+    read = source.states.iter_encoded
 
     def read_and_delete(run_id):
-        yield from read(run_id)
+        yield next(read(run_id))
         source.runs.delete(run_id)
 
-    monkeypatch.setattr(source.states, "iter_state_history", read_and_delete)
-    assert [result.outcome for result in export_runs(source, tmp_path / "x")] == ["refused"]
-    assert [type(line) for line in import_runs(tmp_path / "x", target)] == [DamagedLine]
+    target.runs.delete("run-2")
+    monkeypatch.setattr(source.states, "iter_encoded", read_and_delete)
+    (result,) = export_runs(source, tmp_path / "x")
+    assert (result.outcome, "states were deleted" in result.reason) == ("refused", True)
+    (result,) = import_runs(tmp_path / "x", target)
+    assert (result.outcome, "the file ends before it" in result.reason) == ("refused", True)
+    assert len(target.states.get_state_history("run-2")) == 1
 
 
 def test_two_processes_that_copy_the_same_do_not_disturb_each_other(two):
@@ -412,9 +416,9 @@ def test_a_run_that_does_not_read_back_equal_is_not_deleted(two, monkeypatch):
         def __init__(self, run_id):
             self.run_id = run_id
 
-        def append(self, checkpoints):
-            wrong = [{**checkpoint, "state_data": {"n": 1.0}} for checkpoint in checkpoints]
-            return real_writer(self.run_id).append(wrong)
+        def append_encoded(self, checkpoints):
+            wrong = [one._replace(stored=b'{"n":1.0}', text=b'{"n":1.0}') for one in checkpoints]
+            return real_writer(self.run_id).append_encoded(wrong)
 
     monkeypatch.setattr(target.states, "writer", Writer)
     (result,) = copy_runs(source, target, move=True)

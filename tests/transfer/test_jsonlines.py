@@ -1,7 +1,10 @@
 """Lines of runs: what they hold, damaged ones, times, and the memory that they take."""
 
+import base64
 import gzip
+import itertools
 import json
+import random
 import sys
 import tracemalloc
 from datetime import datetime
@@ -14,9 +17,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from tests.transfer.conftest import outcomes
-from workflow_storage import Attempt, WorkflowRun
-from workflow_storage.testing import new_run, stored_run
+from tests.transfer.conftest import assert_equal, outcomes
+from workflow_storage import Attempt, ExecutionState, WorkflowRun
+from workflow_storage.deltas import is_delta
+from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 from workflow_storage.transfer import (
     DamagedLine,
     ExportFileError,
@@ -24,22 +28,39 @@ from workflow_storage.transfer import (
     export_runs,
     import_runs,
 )
+from workflow_storage.validation import equal_checkpoints
 
 
 class TestLines:
-    def test_a_line_is_a_run_with_its_states(self, two, tmp_path):
+    def test_a_run_is_a_line_and_each_of_its_states_is_one_after_it(self, two, tmp_path):
         source, _ = two
-        run = stored_run(source, inputs={"a": 1})
-        source.states.save_state(run.id, {"b": "ä"}, "node")
+        run = stored_run(source, status="running", inputs={"a": 1})
+        source.states.save_state(run.id, {"b": "ä"}, "node", attempt=1, tokens=7)
+        source.states.save_state(run.id, {"b": "x" * 9000}, "node")
+        source.states.save_state(run.id, {"b": "x" * 9000, "c": 1}, "node")
+        source.states.save_state(run.id, {"b": "x" * 9000, "c": 2}, "node")
 
         list(export_runs(source, tmp_path / "runs.jsonl"))
 
-        (line,) = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
-        data = json.loads(line)
-        assert data["workflow_storage"] == 1
-        assert data["run"]["inputs"] == {"a": 1}
-        assert data["run"]["started_at"] == run.started_at.isoformat()
-        assert data["states"][0]["state_data"] == {"b": "ä"}
+        lines = (tmp_path / "runs.jsonl").read_text("utf-8").splitlines()
+        of_run, *of_states = map(json.loads, lines)
+        assert of_run["workflow_storage"] == 2
+        assert of_run["run"]["inputs"] == {"a": 1}
+        assert of_run["run"]["started_at"] == run.started_at.isoformat()
+        assert (of_run["first_step"], of_run["last_step"]) == (0, 3)
+        assert [state["step"] for state in of_states] == [0, 1, 2, 3]
+        first = source.states.get_state(run.id, 0)
+        assert of_states[0] == {
+            "run_id": run.id,
+            "step": 0,
+            "node_id": "node",
+            "created_at": first["created_at"].isoformat(),
+            "attempt": 1,
+            "tokens": 7,
+            "state": {"b": "ä"},
+            "crc32": lines[1][-10:-2],
+        }
+        assert is_delta(base64.b85decode(of_states[3]["stored"]))
 
     def test_a_line_has_the_attempts_of_the_run(self, two, tmp_path):
         source, target = two
@@ -57,18 +78,13 @@ class TestLines:
         assert data["attempts"][1]["worker"] == "host:2"
         assert target.runs.list_attempts(run.id) == source.runs.list_attempts(run.id)
 
-    def damaged_file(self, two, path):
-        source, _ = two
-        for number in range(6):
-            run = stored_run(source, id=f"run-{number}")
-            source.states.save_state(run.id, {}, "node")
-            source.states.save_state(run.id, {}, "node")
-        list(export_runs(source, path))
-        return path.read_text().splitlines()
-
-    def test_a_damaged_line_is_reported_and_the_rest_goes_in(self, two, tmp_path):
+    def test_a_damaged_line_of_a_run_is_reported_and_the_rest_goes_in(self, two, tmp_path):
+        source, target = two
         path = tmp_path / "runs.jsonl"
-        lines = self.damaged_file(two, path)
+        for number in range(4):
+            stored_run(source, id=f"run-{number}")
+        list(export_runs(source, path))
+        lines = path.read_text().splitlines()
         good = json.loads(lines[0])
         del good["crc32"]
         an_attempt = dict.fromkeys(Attempt._fields) | {"number": 1, "status": "failed"}
@@ -76,14 +92,14 @@ class TestLines:
             lines[1][:-5],
             "not JSON",
             "[]",
-            '{"workflow_storage": 2}',
+            '{"workflow_storage": 1}',
             json.dumps({**good, "run": {**good["run"], "status": "done"}}),
             json.dumps({**good, "run": {**good["run"], "started_at": "yesterday"}}),
             json.dumps({**good, "run": {**good["run"], "unknown": 1}}),
-            json.dumps({**good, "states": [good["states"][1], good["states"][0]]}),
-            json.dumps({**good, "states": [{**good["states"][0], "state_data": []}]}),
-            json.dumps({**good, "states": [{"step": 0}]}),
-            json.dumps({**good, "states": None}),
+            json.dumps({**good, "unknown": 1}),
+            json.dumps({**good, "first_step": 0}),
+            json.dumps({**good, "first_step": 1, "last_step": 0}),
+            json.dumps({**good, "first_step": "0", "last_step": "1"}),
             json.dumps({**good, "attempts": None}),
             json.dumps({**good, "attempts": [{"number": 1}]}),
             json.dumps({**good, "attempts": [{**an_attempt, "number": 0}]}),
@@ -93,12 +109,12 @@ class TestLines:
         text = "\n".join(["", *damaged, *lines[2:], ""])
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
-        results = list(import_runs(path, two[1]))
+        results = list(import_runs(path, target))
 
         bad = [result for result in results if isinstance(result, DamagedLine)]
         assert [line.number for line in bad] == list(range(2, 2 + len(damaged)))
         assert all(line.reason for line in bad)
-        assert [run.id for run in two[1].runs.iter_runs()] == [f"run-{n}" for n in (3, 2, 1, 0)]
+        assert [run.id for run in target.runs.iter_runs()] == ["run-1", "run-0"]
 
     def test_a_line_that_was_changed_on_purpose_goes_in_without_its_checksum(self, two, tmp_path):
         source, target = two
@@ -163,38 +179,242 @@ class TestLines:
         (damaged,) = import_runs(path, two[1])
         assert isinstance(damaged, DamagedLine)
 
-    def test_a_run_whose_state_is_damaged_leaves_a_damaged_line(self, two, tmp_path):
-        from workflow_storage import ExecutionState
 
-        source, target = two
+class TestDamagedStates:
+    """Three runs of six states each, of which one is damaged on its way."""
+
+    @pytest.fixture
+    def lines(self, two, tmp_path):
+        source, _ = two
+        for number in range(3):
+            run = stored_run(source, id=f"run-{number}", status="completed")
+            writer = source.states.writer(run.id)
+            for step in range(6):
+                writer.save_state(changed_state({}, "grow", 5000 + step), f"node {step}")
+        list(export_runs(source, tmp_path / "good.jsonl"))
+        return (tmp_path / "good.jsonl").read_bytes().splitlines(keepends=True)
+
+    def imported(self, two, tmp_path, lines):
+        """Import lines, and return the damaged ones and what became of each run."""
         path = tmp_path / "runs.jsonl"
-        self.damaged_file(two, path)
-        ExecutionState.objects.using(source.alias).filter(run_id="run-3", step=1).update(
-            state_json="damaged"
+        path.write_bytes(b"".join(lines))
+        results = list(import_runs(path, two[1]))
+        damaged = [result for result in results if isinstance(result, DamagedLine)]
+        return damaged, {
+            result.run_id: result for result in results if not isinstance(result, DamagedLine)
+        }
+
+    def steps(self, two, run_id):
+        """Return how many states the target has of a run, which are those of the source."""
+        ours, theirs = (store.states.get_state_history(run_id) for store in two)
+        assert all(map(equal_checkpoints, ours, theirs))
+        return len(theirs)
+
+    @pytest.mark.parametrize("seed", range(14))
+    def test_a_flipped_bit_is_reported_by_line_and_the_rest_goes_in(
+        self, two, tmp_path, lines, seed
+    ):
+        chance = random.Random(seed)
+        number = 7 + seed % 7  # of the second run
+        line = bytearray(lines[number])
+        while line == lines[number] or b"\n" in line[:-1]:  # or it would be two lines
+            line = bytearray(lines[number])
+            line[chance.randrange(len(line) - 1)] ^= 1 << chance.randrange(8)
+
+        damaged, runs = self.imported(two, tmp_path, [*lines[:number], bytes(line), *lines[14:]])
+
+        assert [one.number for one in damaged] == [number + 1]
+        assert {runs[name].outcome for name in ("run-0", "run-2")} == {"copied"}
+        assert (self.steps(two, "run-0"), self.steps(two, "run-2")) == (6, 6)
+        assert self.steps(two, "run-1") == max(0, number - 8)
+        if number == 7:
+            assert "run-1" not in runs
+        else:
+            assert (runs["run-1"].outcome, runs["run-1"].states) == ("refused", number - 8)
+            assert f"line {number + 1} is damaged. " in runs["run-1"].reason
+            assert "What comes before it is in the target." in runs["run-1"].reason
+
+    def test_states_without_their_run_are_reported_once(self, two, tmp_path, lines):
+        damaged, runs = self.imported(two, tmp_path, [*lines[:7], *lines[8:]])
+        assert [(one.number, one.reason) for one in damaged] == [
+            (8, "the run run-1 does not come before it")
+        ]
+        assert set(runs) == {"run-0", "run-2"}
+
+        damaged, runs = self.imported(two, tmp_path, lines[1:])
+        assert [(one.number, one.reason) for one in damaged] == [
+            (1, "the run run-2 does not come before it")
+        ]
+        assert runs["run-1"].outcome == "copied"
+
+    @pytest.mark.parametrize("cut", [1, 40, 3000])
+    def test_a_file_that_ends_too_early_gives_what_is_there(self, two, tmp_path, lines, cut):
+        whole = b"".join(lines)[:-cut]
+
+        _, runs = self.imported(two, tmp_path, [whole])
+
+        assert [runs[name].outcome for name in ("run-2", "run-1")] == ["copied", "copied"]
+        complete = cut == 1  # the end of the last line
+        assert runs["run-0"].outcome == ("copied" if complete else "refused")
+        assert self.steps(two, "run-0") == len(whole.splitlines()) - 15 - (not complete)
+        # The whole file brings the rest.
+        _, runs = self.imported(two, tmp_path, lines)
+        assert runs["run-0"].outcome == ("unchanged" if complete else "updated")
+        assert self.steps(two, "run-0") == 6
+
+    def test_lines_that_are_missing_or_in_another_order_are_noticed(self, two, tmp_path, lines):
+        _, runs = self.imported(two, tmp_path, [*lines[:3], *lines[4:]])
+        assert "line 4 has something else in its place" in runs["run-2"].reason
+        assert (self.steps(two, "run-2"), self.steps(two, "run-1")) == (2, 6)
+
+        _, runs = self.imported(two, tmp_path, [*lines[:8], lines[9], lines[8], *lines[10:]])
+        assert runs["run-1"].outcome == "refused"
+
+    def test_a_damaged_line_is_reported_where_nothing_of_it_was_needed(self, two, tmp_path, lines):
+        self.imported(two, tmp_path, lines)
+        two[1].states.save_state("run-1", {}, "node")
+
+        damaged, runs = self.imported(two, tmp_path, [*lines[:9], b"damaged\n", *lines[10:]])
+
+        assert [one.number for one in damaged] == [10]
+        assert runs["run-1"].outcome == "refused"
+
+    def test_a_state_that_was_changed_on_purpose_goes_in_without_its_checksum(self, two, tmp_path):
+        source, target = two
+        run = stored_run(source)
+        source.states.save_state(run.id, {"answer": 41}, "node")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(source, path))
+        first, second = path.read_text().splitlines()
+        changed = json.loads(second)
+        del changed["crc32"]
+        path.write_text(f"{first}\n{json.dumps({**changed, 'state': {'answer': 42}})}\n")
+
+        (done,) = import_runs(path, target)
+
+        assert done.outcome == "copied"
+        assert target.states.get_latest_state(run.id) == {"answer": 42}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"state": []},
+            {"state": {"a": float("nan")}},
+            {"node_id": ""},
+            {"node_id": 7},
+            {"step": -1},
+            {"created_at": "yesterday"},
+            {"created_at": None},
+            {"attempt": "one"},
+            {"tokens": "many"},
+            {"unknown": 1},
+            {"stored": ""},
+            {"run_id": None},
+        ],
+        ids=str,
+    )
+    def test_a_state_that_is_none_is_a_damaged_line(self, two, tmp_path, change):
+        source, target = two
+        run = stored_run(source)
+        source.states.save_state(run.id, {"answer": 41}, "node")
+        path = tmp_path / "runs.jsonl"
+        list(export_runs(source, path))
+        first, second = path.read_text().splitlines()
+        changed = json.loads(second)
+        del changed["crc32"]
+        path.write_text(f"{first}\n{json.dumps({**changed, **change})}\n")
+
+        damaged, done = import_runs(path, target)
+
+        assert (damaged.number, bool(damaged.reason)) == (2, True)
+        assert (done.outcome, target.states.get_latest_state(run.id)) == ("refused", None)
+
+    def test_of_a_run_whose_state_cannot_be_read_what_comes_before_is_exported(
+        self, two, tmp_path, lines
+    ):
+        source, target = two
+        ExecutionState.objects.using(source.alias).filter(run_id="run-1", step=2).update(
+            state_json="damaged", state_delta=None
         )
 
-        results = {result.run_id: result for result in export_runs(source, path)}
+        results = {result.run_id: result for result in export_runs(source, tmp_path / "runs")}
 
-        assert results["run-3"].outcome == "refused"
-        imported = list(import_runs(path, target))
-        assert [type(result).__name__ for result in imported].count("DamagedLine") == 1
-        assert target.runs.count_runs() == 5
+        assert {name: result.outcome for name, result in results.items()} == {
+            "run-0": "copied",
+            "run-1": "refused",
+            "run-2": "copied",
+        }
+        assert "at step 2 cannot be rebuilt" in results["run-1"].reason
+        imported = {result.run_id: result for result in import_runs(tmp_path / "runs", target)}
+        assert imported["run-1"].outcome == "refused"
+        assert [self.steps(two, f"run-{number}") for number in (0, 2)] == [6, 6]
+        assert [one["step"] for one in target.states.iter_steps("run-1")] == [0, 1]
+
+    def test_a_stored_text_with_line_breaks_comes_back(self, two, tmp_path):
+        source, target = two
+        run = stored_run(source)
+        source.states.save_state(run.id, {}, "node")
+        ExecutionState.objects.using(source.alias).update(state_json='{"a":\n1}')
+
+        list(export_runs(source, tmp_path / "runs"))
+        (done,) = import_runs(tmp_path / "runs", target)
+
+        assert done.outcome == "copied"
+        assert target.states.get_latest_state(run.id) == {"a": 1}
+
+
+def test_several_that_import_one_file_do_not_disturb_each_other(two, tmp_path):
+    source, target = two
+    for number in range(3):
+        run = stored_run(source, id=f"run-{number}")
+        writer = source.states.writer(run.id)
+        for step in range(70):
+            writer.save_state(changed_state({}, "grow", 5000 + step), "node")
+    path = tmp_path / "runs.jsonl.zst"
+    list(export_runs(source, path))
+
+    for result in itertools.chain(*in_threads(3, lambda _: list(import_runs(path, target)))):
+        assert (result.outcome != "refused", result.reason) == (True, "")
+
+    assert_equal(source, target)
+
+
+def peak(work):
+    """Return how many bytes it took at most to go through something."""
+    tracemalloc.start()
+    try:
+        for _ in work:
+            pass
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_states_of_a_run(two, tmp_path):
+    source, target = two
+    run, text = stored_run(source), random.Random(1).randbytes(100_000).hex()
+    writer = source.states.writer(run.id)
+    path = tmp_path / "runs.jsonl"
+    peaks = []
+    for count in (40, 200):
+        for step in range(source.states.writer(run.id).save_state({}, "node") + 1, count):
+            writer.save_state({"text": text, "step": step}, "node")
+        peaks.append(
+            (
+                peak(copy_runs(source, target)),
+                peak(export_runs(source, path)),
+                peak([target.runs.delete(run.id), import_runs(path, target)][1]),
+            )
+        )
+    for small, large in zip(*peaks, strict=True):
+        assert large < small * 1.6  # what later states are based on grows with their logarithm
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_runs(two, tmp_path, monkeypatch):
     source, target = two
     monkeypatch.setattr("workflow_storage.paging.SMALL_PAGE", 0)
-
-    def peak(work):
-        tracemalloc.start()
-        try:
-            for _ in work:
-                pass
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
     payload = "x" * 40_000
     peaks = []
     for count in (30, 120):
@@ -232,7 +452,7 @@ class TestBombs:
     ):
         _, target = two
         path = tmp_path / f"runs.jsonl{suffix}"
-        bomb = b'{"workflow_storage": 1, "run": "' + b" " * 20_000_000 + b'"}\n'
+        bomb = b'{"workflow_storage": 2, "run": "' + b" " * 20_000_000 + b'"}\n'
         open_file = {"": open, ".gz": gzip.open, ".zst": zstd.open}[suffix]
         with open_file(path, "wb") as file:
             for part in (good_lines[0], bomb, good_lines[1], b" " * 20_000_000):
@@ -277,7 +497,7 @@ class TestBombs:
         _, target = two
         path = tmp_path / "runs.jsonl.gz"
         with gzip.open(path, "wb") as file:
-            file.write(b'{"workflow_storage": 1, "states": [{}' + b",{}" * 5_000_000 + b"]}\n")
+            file.write(b'{"workflow_storage": 2, "run": [{}' + b",{}" * 5_000_000 + b"]}\n")
             file.write(good_lines[1])
 
         tracemalloc.start()
@@ -287,6 +507,52 @@ class TestBombs:
         finally:
             tracemalloc.stop()
 
-        assert damaged == DamagedLine(1, "it holds more values than the states of any run")
+        assert damaged == DamagedLine(1, "it holds more values than any run or state")
         assert done.outcome == "copied"
         assert peak < 40_000_000
+
+    def test_a_small_delta_that_unpacks_to_gigabytes_fills_no_memory(
+        self, two, tmp_path, good_lines
+    ):
+        source, target = two
+        path = tmp_path / "runs.jsonl"
+        run = stored_run(source)
+        source.states.save_state(run.id, {"a": 1}, "node")
+        source.states.save_state(run.id, {"a": 2}, "node")
+        list(export_runs(source, path))
+        of_run, first, second, *_ = path.read_text().splitlines()
+        state = json.loads(second)
+        del state["crc32"], state["state"]
+        bomb = zstd.compress(b"{" + b" " * (300 * 2**20) + b"}")
+        state["stored"] = base64.b85encode(bomb).decode()
+        lines = [of_run, first, json.dumps(state), good_lines[1].decode()]
+        path.write_text("\n".join(lines))
+
+        tracemalloc.start()
+        try:
+            damaged, refused, done = import_runs(path, target)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert "its state has 314,572,802 bytes, and 268,435,456 is the most" in damaged.reason
+        assert (refused.outcome, done.outcome) == ("refused", "copied")
+        assert most < 10_000_000
+
+    def test_many_states_that_unpack_to_much_fill_no_memory(self, two, tmp_path):
+        source, target = two
+        path = tmp_path / "runs.jsonl"
+        run = stored_run(source)
+        writer = source.states.writer(run.id)
+        for step in range(64):
+            writer.save_state({"text": "x" * 900_000, "step": step}, "node")
+        list(export_runs(source, path))
+        assert path.stat().st_size < 1_000_000
+
+        damaged, refused = import_runs(path, target, max_line=1_000_000)
+
+        assert "take too much memory" in damaged.reason
+        assert (refused.outcome, refused.states) == ("refused", damaged.number - 2)
+        assert len(target.states.get_state_history(run.id)) == damaged.number - 2
+        (done,) = import_runs(path, target, max_line=2_000_000)
+        assert done.outcome == "updated"

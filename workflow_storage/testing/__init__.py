@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
 from workflow_storage.testing.asynchronous import AsyncContract
 from workflow_storage.testing.concurrency import ConcurrencyContract
 from workflow_storage.testing.contract import StorageContract
+from workflow_storage.testing.encoded import EncodedContract
 from workflow_storage.testing.fencing import FencingContract
 from workflow_storage.testing.fixtures import memory_storage
 from workflow_storage.testing.runs import (
@@ -77,6 +78,7 @@ __all__ = [
     "ConcurrencyContract",
     "CopyingContract",
     "DeletingContract",
+    "EncodedContract",
     "ExactnessContract",
     "FencingContract",
     "FindingContract",

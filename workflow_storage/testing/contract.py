@@ -16,6 +16,7 @@ the same store again, adds the test that writes from several processes::
 
 from workflow_storage.testing.asynchronous import AsyncContract
 from workflow_storage.testing.concurrency import ConcurrencyContract
+from workflow_storage.testing.encoded import EncodedContract
 from workflow_storage.testing.fencing import FencingContract
 from workflow_storage.testing.runs import RunsContract
 from workflow_storage.testing.states import StatesContract
@@ -23,6 +24,12 @@ from workflow_storage.testing.usage import UsageContract
 
 
 class StorageContract(
-    RunsContract, StatesContract, UsageContract, FencingContract, ConcurrencyContract, AsyncContract
+    RunsContract,
+    StatesContract,
+    EncodedContract,
+    UsageContract,
+    FencingContract,
+    ConcurrencyContract,
+    AsyncContract,
 ):
     """The whole contract; subclass it with a fixture ``backend``."""

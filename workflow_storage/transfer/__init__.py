@@ -16,13 +16,8 @@ from workflow_storage.transfer.copying import (
 )
 from workflow_storage.transfer.files import is_stream
 from workflow_storage.transfer.forking import fork_run
-from workflow_storage.transfer.jsonlines import (
-    FORMAT,
-    MAX_LINE,
-    DamagedLine,
-    export_runs,
-    import_runs,
-)
+from workflow_storage.transfer.jsonlines import MAX_LINE, export_runs, import_runs
+from workflow_storage.transfer.lines import FORMAT, DamagedLine
 
 __all__ = [
     "FORMAT",

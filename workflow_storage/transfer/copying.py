@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Unpack
 
 from django.utils import timezone
 
+from workflow_storage.base import checkpoint_of
 from workflow_storage.exceptions import (
     CannotMoveError,
     DamagedStateError,
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from workflow_storage.base import Attempt, Checkpoint, RunFilters, StorageBackend
+    from workflow_storage.deltas import EncodedCheckpoint
     from workflow_storage.models import WorkflowRun
 
 STATES_AT_ONCE = 20
 """Checkpoints that are appended in one transaction, and held in memory for that."""
+
+BYTES_AT_ONCE = 16 * 2**20
+"""Bytes of the states of these, about, at most."""
 
 PROBE = "workflow_storage: are these two stores one?"
 """The workflow of a run that is stored in the target for a moment."""
@@ -108,13 +113,24 @@ def copy_runs(
 class History(Protocol):
     """The checkpoints and attempts of a run, wherever they come from."""
 
-    def attempts(self) -> list[Attempt]: ...
+    def attempts(self) -> list[Attempt]:
+        """Return the attempts of the run."""
 
-    def at(self, step: int) -> Checkpoint | None: ...
+    def newest_step(self) -> int | None:
+        """Return the step of the newest checkpoint; None if there is none."""
 
-    def newest(self) -> Checkpoint | None: ...
+    def at(self, step: int) -> Checkpoint | None:
+        """Return the checkpoint with a step, or None."""
 
-    def after(self, step: int) -> Iterator[Checkpoint]: ...
+    def after(self, step: int) -> Iterator[EncodedCheckpoint]:
+        """Yield the checkpoints after a step, as they are stored.
+
+        Raises:
+            DamagedStateError: at one that cannot be read.
+        """
+
+    def passed(self, step: int) -> None:
+        """Know that those before a step are not asked for any more."""
 
 
 class _StoredHistory:
@@ -131,31 +147,15 @@ class _StoredHistory:
     def at(self, step: int) -> Checkpoint | None:
         return self._states.get_state(self._run_id, step)
 
-    def newest(self) -> Checkpoint | None:
-        return self._states.get_latest_checkpoint(self._run_id)
+    def newest_step(self) -> int | None:
+        newest = self._states.get_latest_checkpoint(self._run_id)
+        return None if newest is None else newest["step"]
 
-    def after(self, step: int) -> Iterator[Checkpoint]:
-        return self._states.iter_state_history(self._run_id, after=step)
+    def after(self, step: int) -> Iterator[EncodedCheckpoint]:
+        return self._states.iter_encoded(self._run_id, after=step)
 
-
-class ListedHistory:
-    """The checkpoints and attempts of a run that were all read from a file."""
-
-    def __init__(self, checkpoints: list[Checkpoint], attempts: list[Attempt]) -> None:
-        self._checkpoints = checkpoints
-        self._attempts = attempts
-
-    def attempts(self) -> list[Attempt]:
-        return self._attempts
-
-    def at(self, step: int) -> Checkpoint | None:
-        return next((one for one in self._checkpoints if one["step"] == step), None)
-
-    def newest(self) -> Checkpoint | None:
-        return self._checkpoints[-1] if self._checkpoints else None
-
-    def after(self, step: int) -> Iterator[Checkpoint]:
-        return (one for one in self._checkpoints if one["step"] > step)
+    def passed(self, step: int) -> None:
+        pass
 
 
 def attempts_of(run: WorkflowRun, attempts: list[Attempt]) -> list[Attempt]:
@@ -202,8 +202,7 @@ def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend)
         except StorageUnavailableError:
             raise
         except DamagedStateError as exc:
-            reason = f"{exc} What comes before it is in the target."
-            return Transferred(run.id, "refused", reason=reason)
+            return Transferred(run.id, "refused", reason=str(exc))
         except StorageError as exc:
             if not isinstance(exc, _COPIED_BY_ANOTHER) or attempt == MAX_ATTEMPTS - 1:
                 return Transferred(run.id, "refused", reason=str(exc))
@@ -214,24 +213,48 @@ def _updated(run: WorkflowRun, history: History, target: StorageBackend) -> Tran
     stored = target.runs.get(run.id)
     if stored is None:
         target.runs.put(run, attempts=history.attempts())
-        return Transferred(run.id, "copied", _appended(run.id, history.after(-1), target))
+        return _appended(run.id, history, -1, target)
     last = target.states.get_latest_checkpoint(run.id)
     reason = _conflict(run, history, stored, last)
     if reason:
         return Transferred(run.id, "refused", reason=reason)
-    count = _appended(run.id, history.after(-1 if last is None else last["step"]), target)
+    done = _appended(run.id, history, -1 if last is None else last["step"], target)
+    if done.outcome == "refused":
+        return done
     if equal_runs(stored, run):
-        return Transferred(run.id, "updated" if count else "unchanged", count)
+        return done._replace(outcome="updated" if done.states else "unchanged")
     target.runs.put(run, over=stored, attempts=history.attempts())
-    return Transferred(run.id, "updated", count)
+    return done._replace(outcome="updated")
 
 
-def _appended(run_id: str, checkpoints: Iterator[Checkpoint], target: StorageBackend) -> int:
+def _appended(run_id: str, history: History, after: int, target: StorageBackend) -> Transferred:
+    """Append the checkpoints after a step; if one cannot be read, those before it."""
     writer = target.states.writer(run_id)
     count = 0
-    while written := writer.append(list(itertools.islice(checkpoints, STATES_AT_ONCE))):
-        count += written
-    return count
+    batch: list[EncodedCheckpoint] = []
+
+    def append() -> None:
+        nonlocal count
+        if batch:
+            count += writer.append_encoded(batch)
+            history.passed(batch[-1].step)
+            batch.clear()
+
+    try:
+        for checkpoint in history.after(after):
+            batch.append(checkpoint)
+            if len(batch) == STATES_AT_ONCE or _size(batch) > BYTES_AT_ONCE:
+                append()
+    except DamagedStateError as exc:
+        append()
+        reason = f"{exc} What comes before it is in the target."
+        return Transferred(run_id, "refused", count, reason=reason)
+    append()
+    return Transferred(run_id, "copied", count)
+
+
+def _size(checkpoints: list[EncodedCheckpoint]) -> int:
+    return sum(len(checkpoint.text) for checkpoint in checkpoints)
 
 
 def _conflict(
@@ -243,9 +266,9 @@ def _conflict(
             f"The target has another run with this id, of {stored.workflow_name!r}, started at "
             f"{stored.started_at}. Delete one of them."
         )
-    newest = history.newest()
-    behind = newest is not None and last is not None and newest["step"] < last["step"]
-    ahead = newest is not None and (last is None or newest["step"] > last["step"])
+    newest = history.newest_step()
+    behind = newest is not None and last is not None and newest < last["step"]
+    ahead = newest is not None and (last is None or newest > last["step"])
     if newest is not None and last is not None and not behind:
         same_step = history.at(last["step"])
         if same_step is not None and not equal_checkpoints(same_step, last):
@@ -260,10 +283,10 @@ def _conflict(
         )
     if ahead and last is not None:
         following = next(history.after(last["step"]), None)
-        if following is not None and following["step"] != last["step"] + 1:
+        if following is not None and following.step != last["step"] + 1:
             return (
                 f"The target has states up to step {last['step']}, and the next one here is step "
-                f"{following['step']}; those between were deleted here. Delete the run in the "
+                f"{following.step}; those between were deleted here. Delete the run in the "
                 "target, to copy those that are left."
             )
     return None if equal_runs(stored, run) else _unclear(run, stored, ahead=ahead)
@@ -307,17 +330,25 @@ def _newest_if_equal(
         raise unequal
     if source.runs.list_attempts(run.id) != target.runs.list_attempts(run.id):
         raise unequal
-    here = source.states.iter_state_history(run.id)
+    here = source.states.iter_encoded(run.id)
     last = next(here, None)
     if last is None:
         return None
     # The target may also have older ones, which the source has deleted since.
-    there = target.states.iter_state_history(run.id, after=last["step"] - 1)
+    there = target.states.iter_encoded(run.id, after=last.step - 1)
     for ours, theirs in itertools.zip_longest(itertools.chain([last], here), there):
-        if ours is None or theirs is None or not equal_checkpoints(ours, theirs):
+        if ours is None or theirs is None or not _are_equal(run.id, ours, theirs):
             raise unequal
         last = ours
-    return last
+    return checkpoint_of(run.id, last)
+
+
+def _are_equal(run_id: str, one: EncodedCheckpoint, other: EncodedCheckpoint) -> bool:
+    """Whether two stores have the same checkpoint; they may write its state differently."""
+    if one.text == other.text:
+        # What is left of them, without a state to compare.
+        one, other = (given._replace(text=b"{}") for given in (one, other))
+    return equal_checkpoints(checkpoint_of(run_id, one), checkpoint_of(run_id, other))
 
 
 def refuse_useless(target: StorageBackend) -> None:

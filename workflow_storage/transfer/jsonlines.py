@@ -2,85 +2,61 @@
 
 from __future__ import annotations
 
-import itertools
-from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Unpack, cast
-from zlib import crc32
+from typing import IO, TYPE_CHECKING, Unpack
 
-from django.utils import timezone
-
-from workflow_storage.base import Attempt, Checkpoint
+from workflow_storage.base import checkpoint_of
+from workflow_storage.deltas import EncodedCheckpoint, History, apply_delta, is_delta
 from workflow_storage.exceptions import (
+    DamagedStateError,
     RunNotFoundError,
     StorageError,
     StorageUnavailableError,
 )
-from workflow_storage.serialization import dump_json, load_json
 from workflow_storage.transfer.copying import (
-    ListedHistory,
     Transferred,
     attempts_of,
     bring_up_to_date,
     refuse_useless,
 )
-from workflow_storage.transfer.files import DAMAGE, is_cut_to_nothing, line_of, reading, writing
-from workflow_storage.validation import (
-    RUN_FIELDS,
-    in_project_time,
-    run_fields,
-    valid_attempt_fields,
-    valid_checkpoint,
-    valid_fields,
+from workflow_storage.transfer.files import is_cut_to_nothing, reading, writing
+from workflow_storage.transfer.lines import (
+    DamagedLine,
+    RunLine,
+    StateLine,
+    read_lines,
+    run_line,
+    state_line,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from workflow_storage.base import RunFilters, StorageBackend
+    from workflow_storage.base import Attempt, Checkpoint, RunFilters, StorageBackend
     from workflow_storage.models import WorkflowRun
 
-FORMAT = 1
-"""The version of the lines that `export_runs` writes, under the key ``workflow_storage``."""
-
 MAX_LINE = 256 * 2**20
-"""Bytes of the longest line that `import_runs` reads, unless it is told otherwise."""
+"""Bytes of the longest line that `import_runs` reads, and of the largest state, unless it is told
+otherwise."""
 
-_BEFORE_VALUES = (b"[", b"{", b",")
-_BYTES_A_VALUE = 50
-"""Bytes of text for each value in a line, on the average, at least: an empty list takes two, and 56
-bytes of memory, so that a line of nothing else would take 28 times its length."""
-
-_TIMES = frozenset(
-    {
-        "started_at",
-        "attempt_started_at",
-        "heartbeat_at",
-        "completed_at",
-        "ended_at",
-        "created_at",
-    }
-)
-_LINE_KEYS = frozenset({"workflow_storage", "run", "attempts", "states", "crc32"})
-
-
-class DamagedLine(NamedTuple):
-    """A line of a file that could not be imported."""
-
-    number: int
-    """Counts from 1."""
-    reason: str
+_HELD_AT_ONCE = 4
+"""Of so many states of the greatest size, those that later ones are based on may hold the bytes."""
 
 
 def export_runs(
     source: StorageBackend, path: str | Path, **filters: Unpack[RunFilters]
 ) -> Iterator[Transferred]:
-    """Write runs to a file of JSON Lines: one run with all that is its own a line, newest first.
+    """Write runs to a file of JSON Lines, newest first: a line for a run, and one for each state.
 
-    A line is ``{"workflow_storage": 1, "run": {…}, "attempts": [{…}, …], "states": [{…}, …],
-    "crc32": "…"}``, with the fields of `WorkflowRun`, `Attempt` and `Checkpoint`, times in ISO
-    8601 with their offset, and the checksum of the bytes before its own key. The file appears under its name once it is
-    complete, and replaces the one that was there; a pipe or ``/dev/stdout`` is written to.
+    The line of a run is ``{"workflow_storage": 2, "run": {…}, "attempts": [{…}, …],
+    "first_step": 0, "last_step": 9, "crc32": "…"}``, with the fields of `WorkflowRun` and `Attempt`.
+    Those of its states follow in the order of their steps: ``{"run_id": "…", "step": 0,
+    "node_id": "…", "created_at": "…", …, "state": {…}, "crc32": "…"}``, with the fields of `Step`
+    that are known. A state that is stored as a delta (see `workflow_storage.deltas`) has in place of
+    ``state`` the key ``stored``, with its bytes in base 85 (`base64.b85encode`). Times are in
+    ISO 8601 with their offset; ``crc32`` is of the bytes before its own key. The file appears under
+    its name once it is complete, and replaces the one that was there; a pipe or ``/dev/stdout`` is
+    written to.
 
     Args:
         source: where the runs are.
@@ -88,7 +64,8 @@ def export_runs(
         **filters: which runs; see `RunFilters`.
 
     Yields:
-        Each run, once it is written. A run that cannot be read is refused and left out.
+        Each run, once it is written. Of one with a state that cannot be read, what comes before
+        it is written, and it is refused.
 
     Raises:
         ExportFileError: if the file cannot be written.
@@ -104,15 +81,18 @@ def import_runs(
 ) -> Iterator[Transferred | DamagedLine]:
     """Store the runs of a file that `export_runs` wrote; the same holds as for `copy_runs`.
 
+    The memory that it takes grows neither with the runs nor with the states of a run.
+
     Args:
         path: the file; gzip or zstd if it ends in ``.gz`` or ``.zst``.
         target: where the runs go.
-        max_line: bytes of the longest line, a run with all its states; more is damage, so that a
+        max_line: bytes of the longest line, and of the largest state; more is damage, so that a
             small file that unpacks to gigabytes fills no memory.
 
     Yields:
-        What became of each run; and each line that is damaged, after which it goes on. A file
-        that ends too early, or cannot be decompressed any further, is a damaged line, too.
+        Each line that is damaged, after which it goes on; and what became of each run. A run whose
+        states are not all in the file, or of which one is damaged, is refused, and what comes
+        before is stored. A file that cannot be decompressed any further is a damaged line, too.
 
     Raises:
         ExportFileError: if the file cannot be opened, or declares to unpack to what no runs do.
@@ -121,161 +101,183 @@ def import_runs(
     path = Path(path)
     refuse_useless(target)
     with reading(path) as file:
-        for number in itertools.count(1):
-            try:
-                line = line_of(file, max_line)
-            except DAMAGE as exc:
-                yield DamagedLine(number, f"the file is damaged from here on: {exc}")
-                return
-            if line is None:
-                yield DamagedLine(
-                    number,
-                    f"it is longer than {max_line / 2**20:,.0f} MB. If you trust the file, and have "
-                    "several times as much memory, raise max_line (--max-line).",
-                )
-                continue
-            if not line:
-                if number == 1 and is_cut_to_nothing(path):
-                    yield DamagedLine(1, "the file is empty, which no compressed file is")
-                return
-            if line.isspace():
-                continue
-            if sum(map(line.count, _BEFORE_VALUES)) > max(max_line // _BYTES_A_VALUE, 1000):
-                yield DamagedLine(number, "it holds more values than the states of any run")
-                continue
-            try:
-                run, history = _parsed_line(line)
-            except (ValueError, TypeError, OverflowError, StorageError) as exc:
-                yield DamagedLine(number, str(exc))
-                continue
-            except MemoryError:
-                yield DamagedLine(number, "it takes more memory than there is")
-                continue
-            done = bring_up_to_date(run, history, target)
-            if done.reason:
-                done = done._replace(reason=f"Line {number}: {done.reason}")
-            yield done
+        if is_cut_to_nothing(path):
+            yield DamagedLine(1, "the file is empty, which no compressed file is")
+            return
+        lines = _Lines(file, max_line)
+        follows_damage, without_run = False, None
+        while (line := lines.next()) is not None:
+            if isinstance(line, DamagedLine):
+                follows_damage = True
+                yield line
+            elif isinstance(line, RunLine):
+                follows_damage = False
+                history = _FileHistory(line, lines, max_line)
+                done = bring_up_to_date(line.run, history, target)
+                yield from history.rest()
+                if done.reason:
+                    done = done._replace(reason=f"Line {line.number}: {done.reason}")
+                yield done
+            elif not follows_damage and line.run_id != without_run:
+                # Of the states of a run whose own line is damaged, that line was reported.
+                without_run = line.run_id
+                yield DamagedLine(line.number, f"the run {line.run_id} does not come before it")
 
 
 def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Transferred:
+    steps = [step["step"] for step in source.states.iter_steps(run.id)]
+    first, last = (steps[0], steps[-1]) if steps else (None, None)
     try:
+        # After the steps, for a run that has been deleted meanwhile is not one without states.
         attempts = attempts_of(run, source.runs.list_attempts(run.id))
     except RunNotFoundError:
         return Transferred(run.id, "refused", reason="It was deleted before it was written.")
-    head = dump_json(
-        {
-            "workflow_storage": FORMAT,
-            "run": _as_text(run_fields(run)),
-            "attempts": [_as_text(attempt._asdict()) for attempt in attempts],
-        }
-    )
-    part = f'{head.removesuffix("}")},"states":['.encode()
-    checksum = crc32(part)
-    file.write(part)
+    file.write(run_line(run, attempts, first, last))
     count = 0
-    try:
-        for checkpoint in source.states.iter_state_history(run.id):
-            part = b"," * (count > 0) + dump_json(_as_text({**checkpoint})).encode()
-            checksum = crc32(part, checksum)
-            file.write(part)
-            count += 1
-    except StorageUnavailableError:
-        raise
-    except StorageError as exc:
-        # What is written cannot be taken back, but it is no JSON as it stands.
-        file.write(b"\n")
-        return Transferred(run.id, "refused", count, reason=f"Its line is incomplete: {exc}")
-    if source.runs.get(run.id) is None:
-        file.write(b"\n")
-        reason = "Its line is incomplete: it was deleted while it was written."
+    if first is not None:
+        try:
+            for state in source.states.iter_encoded(run.id):
+                if state.step != first + count:
+                    break
+                file.write(state_line(run.id, state))
+                count += 1
+                if state.step == last:
+                    return Transferred(run.id, "copied", count)
+        except StorageUnavailableError:
+            raise
+        except StorageError as exc:
+            return Transferred(run.id, "refused", count, reason=f"It is not complete: {exc}")
+        reason = "It is not complete: states were deleted while it was written."
         return Transferred(run.id, "refused", count, reason=reason)
-    file.write(b"]" + _checksum_key(crc32(b"]", checksum)) + b"\n")
-    return Transferred(run.id, "copied", count)
+    return Transferred(run.id, "copied", 0)
 
 
-def _checksum_key(checksum: int) -> bytes:
-    """Return the end of a line."""
-    return b',"crc32":"%08x"}' % checksum
+class _Lines:
+    """The lines of a file, of which one can be looked at before it is taken."""
+
+    def __init__(self, file: IO[bytes], max_line: int) -> None:
+        self._lines = read_lines(file, max_line)
+        self._following: RunLine | StateLine | DamagedLine | None = None
+
+    def look(self) -> RunLine | StateLine | DamagedLine | None:
+        """Return the next line; None after the last one."""
+        if self._following is None:
+            self._following = next(self._lines, None)
+        return self._following
+
+    def next(self) -> RunLine | StateLine | DamagedLine | None:
+        """Take the next line."""
+        line, self._following = self.look(), None
+        return line
 
 
-def _as_text(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _with_offset(value).isoformat() if isinstance(value, datetime) else value
-        for name, value in fields.items()
-    }
+class _FileHistory:
+    """The checkpoints of a run that are read from a file as they are needed, and only forwards.
 
-
-def _with_offset(value: datetime) -> datetime:
-    """Let a time be the same wherever it is read, where the project has them without (USE_TZ)."""
-    if timezone.is_aware(value):
-        return value
-    return timezone.make_aware(value, timezone.get_default_timezone())
-
-
-def _parsed_line(line: bytes) -> tuple[WorkflowRun, ListedHistory]:
-    """Return the run of a line and what belongs to it, all checked before anything is stored.
-
-    Raises:
-        ValueError, TypeError, StorageError: if the line is not one that `export_runs` wrote.
+    What was read is held until it is stored, for another process may copy the same run to the same
+    store, and then both go on from what is there.
     """
-    from workflow_storage.models import WorkflowRun
 
-    try:
-        data = load_json(line)
-    except ValueError as exc:
-        raise ValueError(f"it is no JSON: {exc}") from exc
-    if not isinstance(data, dict) or data.get("workflow_storage") != FORMAT:
-        raise ValueError(f'it is no run: "workflow_storage" is not {FORMAT}')
-    _check_sum(data, line)
-    fields = data.get("run")
-    if not isinstance(fields, dict) or set(fields) != set(RUN_FIELDS):
-        raise ValueError(f"its run does not have just the fields {', '.join(RUN_FIELDS)}")
-    run = WorkflowRun(**valid_fields(_with_times(fields)))
-    return run, ListedHistory(_checkpoints(data.get("states")), _attempts(data.get("attempts")))
+    def __init__(self, line: RunLine, lines: _Lines, max_state: int) -> None:
+        self._line = line
+        self._lines = lines
+        self._max_state = max_state
+        self._history = History(line.run.id)
+        self._held: list[EncodedCheckpoint] = []
+        self._next_step = line.first_step
+        self._damaged: list[DamagedLine] = []
+        self._error: DamagedStateError | None = None
 
+    def attempts(self) -> list[Attempt]:
+        return self._line.attempts
 
-def _attempts(attempts: object) -> list[Attempt]:
-    if not isinstance(attempts, list):
-        raise ValueError("its attempts are no list")
-    for attempt in attempts:
-        if not isinstance(attempt, dict) or set(attempt) != set(Attempt._fields):
-            raise ValueError(f"an attempt does not have just {', '.join(Attempt._fields)}")
-    return [Attempt(**valid_attempt_fields(_with_times(attempt))) for attempt in attempts]
+    def newest_step(self) -> int | None:
+        return self._line.last_step
 
+    def at(self, step: int) -> Checkpoint | None:
+        found = next(self.after(step - 1), None)
+        if found is None or found.step != step:
+            return None
+        return checkpoint_of(self._line.run.id, found)
 
-def _checkpoints(states: object) -> list[Checkpoint]:
-    if not isinstance(states, list):
-        raise ValueError("its states are no list")
-    checkpoints: list[Checkpoint] = []
-    for state in states:
-        if not isinstance(state, dict) or set(state) != set(Checkpoint.__annotations__):
-            raise ValueError(f"a state does not have just {', '.join(Checkpoint.__annotations__)}")
-        checkpoint = cast("Checkpoint", _with_times(state))
-        valid_checkpoint(checkpoint)
-        if checkpoints and checkpoint["step"] != checkpoints[-1]["step"] + 1:
-            raise ValueError(f"after step {checkpoints[-1]['step']} comes {checkpoint['step']}")
-        checkpoints.append(checkpoint)
-    return checkpoints
+    def after(self, step: int) -> Iterator[EncodedCheckpoint]:
+        self.passed(step)
+        last = step
+        while True:
+            # Others may have let go of some meanwhile.
+            held = next((one for one in self._held if one.step > last), None) or self._read()
+            if held is None:
+                return
+            if held.step > last:
+                last = held.step
+                yield held
+            else:
+                self.passed(step)
 
+    def passed(self, step: int) -> None:
+        self._held = [one for one in self._held if one.step >= step]
 
-def _check_sum(data: dict[str, Any], line: bytes) -> None:
-    if not data.keys() <= _LINE_KEYS:
-        raise ValueError(f"it has other keys than {', '.join(sorted(_LINE_KEYS))}")
-    if "crc32" not in data:
-        return
-    line = line.rstrip()
-    end = len(_checksum_key(0))
-    if line[-end:] != _checksum_key(crc32(memoryview(line)[:-end])):
-        raise ValueError(
-            "it is not as it was written, for its checksum differs. If it was changed on "
-            'purpose, delete "crc32" from it'
-        )
+    def rest(self) -> Iterator[DamagedLine]:
+        """Go through the lines of the run that nobody needed, and yield those that are damaged."""
+        while self._error is None and self._next_step is not None:
+            self._held.clear()
+            try:
+                self._read()
+            except DamagedStateError:
+                break
+        yield from self._damaged
+        while isinstance(line := self._lines.look(), StateLine) and (
+            line.run_id == self._line.run.id
+        ):
+            self._lines.next()
 
+    def _read(self) -> EncodedCheckpoint | None:
+        """Return the next checkpoint, and hold it; None after the last one.
 
-def _with_times(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: in_project_time(datetime.fromisoformat(value))
-        if name in _TIMES and isinstance(value, str)
-        else value
-        for name, value in fields.items()
-    }
+        Raises:
+            DamagedStateError: if it is not there, or cannot be used.
+        """
+        if self._error is not None:
+            raise self._error
+        step = self._next_step
+        if step is None:
+            return None
+        line = self._lines.look()
+        if isinstance(line, StateLine) and (line.run_id, line.step) == (self._line.run.id, step):
+            self._lines.next()
+            try:
+                state = self._rebuilt(line)
+            except (ValueError, StorageError) as exc:
+                reason = exc.reason if isinstance(exc, DamagedStateError) else str(exc)
+                raise self._broken(step, DamagedLine(line.number, reason)) from exc
+        elif isinstance(line, DamagedLine):
+            self._lines.next()
+            raise self._broken(step, line)
+        elif line is None:
+            raise self._broken(step, None, "the file ends before it")
+        else:
+            raise self._broken(step, None, f"line {line.number} has something else in its place")
+        self._held.append(state)
+        self._next_step = step + 1 if step < (self._line.last_step or 0) else None
+        return state
+
+    def _rebuilt(self, line: StateLine) -> EncodedCheckpoint:
+        text = line.stored
+        if is_delta(text):
+            base = self._history.base(line.step)
+            if base is None:
+                raise ValueError("the state that it is a difference to is not before it")
+            text = apply_delta(text, base, limit=self._max_state)
+        if self._history.held + len(text) > _HELD_AT_ONCE * self._max_state:
+            raise ValueError(
+                "the states of its run take too much memory. If you trust the file, raise "
+                "max_line (--max-line)"
+            )
+        return self._history.encoded(line.step, line.stored, text, line.columns)
+
+    def _broken(self, step: int, line: DamagedLine | None, reason: str = "") -> DamagedStateError:
+        if line is not None:
+            self._damaged.append(line)
+            reason = f"line {line.number} is damaged"
+        self._error = DamagedStateError(self._line.run.id, step, reason, "Export the run again.")
+        return self._error

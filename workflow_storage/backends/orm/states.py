@@ -27,6 +27,7 @@ from workflow_storage.base import (
     Totals,
 )
 from workflow_storage.deltas import (
+    EncodedCheckpoint,
     History,
     base_step,
     chain_steps,
@@ -89,6 +90,10 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""
         return self.writer(run_id).append(checkpoints)
+
+    def append_encoded(self, run_id: str, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append_encoded`."""
+        return self.writer(run_id).append_encoded(checkpoints)
 
     @operation
     def copy_states(self, run_id: str, target_run_id: str, *, through: int) -> int:
@@ -161,6 +166,17 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                     yield _as_checkpoint(state, row.step, row.rest)
             last_step = page[-1].step
 
+    def iter_encoded(self, run_id: str, *, after: int = -1) -> Iterator[EncodedCheckpoint]:
+        """See `AbstractExecutionStateRepository.iter_encoded`."""
+        history = History(run_id)
+        last_step = min(max(valid_step(after), -1), MAX_COUNT)
+        while page := self._history_page(run_id, last_step):
+            for row in page:
+                text = self._rebuilt(history, row)
+                if text is not None:
+                    yield history.encoded(row.step, row.stored, text, row.rest)
+            last_step = page[-1].step
+
     def iter_steps(self, run_id: str, *, after: int = -1) -> Iterator[Step]:
         """See `AbstractExecutionStateRepository.iter_steps`."""
         last_step = min(max(valid_step(after), -1), MAX_COUNT)
@@ -185,7 +201,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         if text is None:
             chain = self._rows.chain(history.run_id, row.step)
             if any(link.id == row.id for link in chain):
-                text = rebuilt_text(history.run_id, row.step, by_step(chain))
+                text = history.text_by_chain(row.step, by_step(chain))
         return text
 
     @operation
@@ -218,7 +234,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
                 for state in self._rows.as_of_now(delta):
                     try:
                         state.stored = self._text_of_now(state)
-                    except DamagedStateError:
+                    except (DamagedStateError, UnicodeDecodeError):
                         logger.exception("A damaged state is left as it is")
                         continue
                     state.save(using=self.alias, update_fields=["state_json", "state_delta"])

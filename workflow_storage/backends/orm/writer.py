@@ -22,15 +22,17 @@ from workflow_storage.base import (
     StateWriter,
     Totals,
 )
-from workflow_storage.deltas import SMALL_STATE, Chain, Link, base_step
+from workflow_storage.deltas import SMALL_STATE, Chain, EncodedCheckpoint, Link, base_step, is_delta
 from workflow_storage.exceptions import RunNotFoundError, StepConflictError
 from workflow_storage.serialization import state_text
 from workflow_storage.validation import (
     MAX_NODE_ID,
     ValidCheckpoint,
     is_possible_id,
+    refuse_no_state,
     valid_attempt,
     valid_checkpoint,
+    valid_encoded,
     valid_name,
     valid_totals,
     valid_usage,
@@ -173,9 +175,16 @@ class DjangoStateWriter(StateWriter):
         # A transaction that is tried again needs all of them again.
         return self._append_all([valid_checkpoint(checkpoint) for checkpoint in checkpoints])
 
+    def append_encoded(self, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append_encoded`."""
+        if not is_possible_id(self.run_id):
+            raise RunNotFoundError(self.run_id)
+        return self._append_all([valid_encoded(checkpoint) for checkpoint in checkpoints])
+
     @operation
     def _append_all(self, checkpoints: list[ValidCheckpoint]) -> int:
         rows = self._rows
+        ours: set[int] = set()
         try:
             with rows.read_committed():
                 rows.lock_run(self.run_id)
@@ -183,13 +192,21 @@ class DjangoStateWriter(StateWriter):
                     checkpoint = NewCheckpoint(
                         given.text, given.node_id, given.created_at, given.usage, given.attempt
                     )
-                    step, base_mark = rows.next_step(self.run_id, base_step(given.step))
-                    # A run without states can begin anywhere.
-                    if step not in (0, given.step):
-                        raise StepConflictError(self.run_id, given.step, step)
-                    stored = self._encoded(given.text, given.step, base_mark)
+                    base = base_step(given.step)
+                    if base not in ours or self._chain.lacks_base(given.step):
+                        next_step, base_mark = rows.next_step(self.run_id, base)
+                        # A run without states can begin anywhere.
+                        if next_step not in (0, given.step):
+                            raise StepConflictError(self.run_id, given.step, next_step)
+                        stored = self._encoded(given.text, given.step, base_mark, given)
+                    else:
+                        stored = self._stored(given.text, given.step, given)
                     mark = rows.insert(self.run_id, given.step, stored, checkpoint)
                     self._remember(given.step, mark, checkpoint)
+                    # The run is locked, so these stay until the transaction ends.
+                    ours.add(given.step)
+                    if self._chain.mark(base) is not None:
+                        ours.add(base)
         except BaseException:
             self._chain.forget()
             raise
@@ -211,11 +228,21 @@ class DjangoStateWriter(StateWriter):
         if dialect_of(connection).gives_ids_again and in_callers_transaction(connection):
             self._chain.forget()
 
-    def _encoded(self, text: bytes, step: int, base_mark: Mark) -> bytes:
+    def _encoded(
+        self, text: bytes, step: int, base_mark: Mark, given: ValidCheckpoint | None = None
+    ) -> bytes:
         """Return a state as it is to be stored at a step."""
         if step and len(text) > SMALL_STATE:
             self._load_base(step, base_mark)
-        return self._chain.encode(text, step)[0]
+        return self._stored(text, step, given)
+
+    def _stored(self, text: bytes, step: int, given: ValidCheckpoint | None) -> bytes:
+        if given is not None and len(text) > SMALL_STATE and given.can_stay(self._chain):
+            return given.stored or text
+        stored = self._chain.encode(text, step)[0]
+        if given is not None and not is_delta(stored):
+            refuse_no_state(text, step)
+        return stored
 
     def _load_base(self, step: int, base_mark: Mark) -> None:
         """Let the chain hold the base of a step, if it is there and can be rebuilt."""

@@ -22,7 +22,14 @@ from workflow_storage.base import (
     Totals,
     step_of,
 )
-from workflow_storage.deltas import History, base_step, is_delta, rebuilt_state, rebuilt_text
+from workflow_storage.deltas import (
+    EncodedCheckpoint,
+    History,
+    base_step,
+    is_delta,
+    rebuilt_state,
+    rebuilt_text,
+)
 from workflow_storage.exceptions import (
     DamagedStateError,
     RunNotFoundError,
@@ -94,6 +101,14 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
         """Async twin of `append`."""
         return await self.writer(run_id).aappend(checkpoints)
 
+    def append_encoded(self, run_id: str, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """See `AbstractExecutionStateRepository.append_encoded`."""
+        return self.writer(run_id).append_encoded(checkpoints)
+
+    async def aappend_encoded(self, run_id: str, checkpoints: Iterable[EncodedCheckpoint]) -> int:
+        """Async twin of `append_encoded`."""
+        return await self.writer(run_id).aappend_encoded(checkpoints)
+
     def writer(self, run_id: str, *, attempt: int | None = None) -> RedisStateWriter:
         """See `AbstractExecutionStateRepository.writer`."""
         return RedisStateWriter(self, self.store, run_id, attempt)
@@ -152,6 +167,26 @@ class RedisExecutionStateRepository(RedisRepository, AbstractExecutionStateRepos
                 checkpoint = await self.store.aexecute(reading.checkpoint(*stored))
                 if checkpoint is not None:
                     yield checkpoint
+
+    def iter_encoded(self, run_id: str, *, after: int = -1) -> Iterator[EncodedCheckpoint]:
+        """See `AbstractExecutionStateRepository.iter_encoded`."""
+        reading = _Reading(self.store, run_id, after)
+        while page := self.store.execute(reading.page()):
+            for stored in page:
+                encoded = self.store.execute(reading.encoded(*stored))
+                if encoded is not None:
+                    yield encoded
+
+    async def aiter_encoded(
+        self, run_id: str, *, after: int = -1
+    ) -> AsyncIterator[EncodedCheckpoint]:
+        """Async twin of `iter_encoded`."""
+        reading = _Reading(self.store, run_id, after)
+        while page := await self.store.aexecute(reading.page()):
+            for stored in page:
+                encoded = await self.store.aexecute(reading.encoded(*stored))
+                if encoded is not None:
+                    yield encoded
 
     def _copy_states(self, run_id: str, target_run_id: str, *, through: int) -> Operation[int]:
         valid_step(through)
@@ -278,7 +313,26 @@ class _Reading:
     def checkpoint(
         self, step: int, mark: bytes | None, stored: bytes | None
     ) -> Operation[Checkpoint | None]:
-        """Return one of them rebuilt; None if it has been deleted since."""
+        """Return one of them decoded; None if it has been deleted since."""
+        text = yield from self._rebuilt(step, mark, stored)
+        if text is None or mark is None:
+            return None
+        state = self._history.state(step, text, rebuilt=text is not stored)
+        return checkpoint_of(step, mark, state)
+
+    def encoded(
+        self, step: int, mark: bytes | None, stored: bytes | None
+    ) -> Operation[EncodedCheckpoint | None]:
+        """Return one of them as it is stored; None if it has been deleted since."""
+        text = yield from self._rebuilt(step, mark, stored)
+        if text is None or mark is None or stored is None:
+            return None
+        _, *columns = step_of(checkpoint_of(step, mark, {})).values()
+        return self._history.encoded(step, stored, text, columns)
+
+    def _rebuilt(
+        self, step: int, mark: bytes | None, stored: bytes | None
+    ) -> Operation[bytes | None]:
         if mark is None or stored is None:
             raise DamagedStateError(self._run_id, step, _MISSING)
         text = self._history.text(step, stored)
@@ -286,9 +340,8 @@ class _Reading:
             _, _, *chain = yield call(self._store, scripts.CHAIN, self._run_id, step)
             if not chain or chain[1] != mark:
                 return None
-            text = rebuilt_text(self._run_id, step, _stored_by_step(chain))
-        state = self._history.state(step, text, rebuilt=text is not stored)
-        return checkpoint_of(step, mark, state)
+            text = self._history.text_by_chain(step, _stored_by_step(chain))
+        return text
 
 
 def _stored_by_step(chain: Sequence[Any]) -> dict[int, bytes]:

@@ -16,14 +16,23 @@ from workflow_storage.backends.redis.repository import (
     new_mark,
 )
 from workflow_storage.base import Checkpoint, NodeUsage, StateWriter, Totals
-from workflow_storage.deltas import SMALL_STATE, Chain, Link
+from workflow_storage.deltas import (
+    SMALL_STATE,
+    Chain,
+    EncodedCheckpoint,
+    Link,
+    base_step,
+    is_delta,
+)
 from workflow_storage.exceptions import RunNotFoundError, StepConflictError
 from workflow_storage.serialization import state_text
 from workflow_storage.validation import (
     MAX_NODE_ID,
+    ValidCheckpoint,
     is_possible_id,
     valid_attempt,
     valid_checkpoint,
+    valid_encoded,
     valid_name,
     valid_totals,
     valid_usage,
@@ -105,6 +114,18 @@ class RedisStateWriter(StateWriter):
     asave_state = awaitable(_save_state)
 
     def _append(self, checkpoints: Iterable[Checkpoint]) -> Operation[int]:
+        return (yield from self._append_all(map(valid_checkpoint, checkpoints)))
+
+    append = blocking(_append)
+    aappend = awaitable(_append)
+
+    def _append_encoded(self, checkpoints: Iterable[EncodedCheckpoint]) -> Operation[int]:
+        return (yield from self._append_all(map(valid_encoded, checkpoints)))
+
+    append_encoded = blocking(_append_encoded)
+    aappend_encoded = awaitable(_append_encoded)
+
+    def _append_all(self, checkpoints: Iterable[ValidCheckpoint]) -> Operation[int]:
         count = 0
         for checkpoint in checkpoints:
             yield from self._append_one(checkpoint)
@@ -113,9 +134,6 @@ class RedisStateWriter(StateWriter):
             yield from self._refuse_unknown()
         return count
 
-    append = blocking(_append)
-    aappend = awaitable(_append)
-
     def _refuse_unknown(self) -> Operation[None]:
         if is_possible_id(self.run_id):
             (found,) = yield read_runs(self.store, [self.run_id])
@@ -123,15 +141,17 @@ class RedisStateWriter(StateWriter):
                 return
         raise RunNotFoundError(self.run_id)
 
-    def _append_one(self, checkpoint: Checkpoint) -> Operation[int]:
-        step, node_id, created_at, text, attempt, usage = valid_checkpoint(checkpoint)
+    def _append_one(self, given: ValidCheckpoint) -> Operation[int]:
+        step, text = given.step, given.text
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
-        mark = new_mark(created_at, node_id, attempt, usage)
+        mark = new_mark(given.created_at, given.node_id, given.attempt, given.usage)
         for tried in itertools.count():
             if self._chain.next_step != step:
                 yield from self._reload()
-            base, stored = (None, text) if tried >= MAX_BASED else (yield from self._encoded(text))
+            base, stored = (
+                (None, text) if tried >= MAX_BASED else (yield from self._encoded(text, given))
+            )
             next_step = self._chain.next_step or 0
             if next_step not in (0, step):
                 raise StepConflictError(self.run_id, step, next_step)
@@ -162,7 +182,9 @@ class RedisStateWriter(StateWriter):
         mark = self._chain.mark(base) or b""
         return b"%d %d %b" % (self._chain.next_step or 0, base, mark)
 
-    def _encoded(self, text: bytes) -> Operation[tuple[int | None, bytes]]:
+    def _encoded(
+        self, text: bytes, given: ValidCheckpoint | None = None
+    ) -> Operation[tuple[int | None, bytes]]:
         """Return a state as it is stored, with the step that it is based on if it is a delta."""
         if len(text) <= SMALL_STATE:
             return None, text
@@ -170,6 +192,8 @@ class RedisStateWriter(StateWriter):
         if chain.next_step is None or chain.lacks_base(chain.next_step):
             # Somebody else wrote to the run, or deleted from it, or this is the first time.
             yield from self._reload()
+        if given is not None and given.stored is not None and given.can_stay(chain):
+            return base_step(given.step) if is_delta(given.stored) else None, given.stored
         stored, base = chain.encode(text, chain.next_step or 0)
         return base, stored
 

@@ -18,8 +18,8 @@ class Command(TransferCommand):
     """Exports runs."""
 
     help = (
-        "Writes workflow runs to a file of JSON Lines, each with all its states in a line. A file "
-        "that is there already is replaced once the new one is complete."
+        "Writes workflow runs to a file of JSON Lines, each with all its states. A file that is "
+        "there already is replaced once the new one is complete."
     )
     when_interrupted = "The file was not written."
 

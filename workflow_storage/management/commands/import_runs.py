@@ -31,7 +31,7 @@ class Command(TransferCommand):
             type=count,
             default=MAX_LINE // 2**20,
             metavar="MB",
-            help="The longest line to read, a run with all its states. Default: %(default)s.",
+            help="The longest line to read, and the largest state. Default: %(default)s.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
