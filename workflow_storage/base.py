@@ -20,6 +20,7 @@ from typing import (
     NamedTuple,
     NotRequired,
     ParamSpec,
+    Required,
     Self,
     TypedDict,
     TypeVar,
@@ -37,7 +38,6 @@ from workflow_storage.deltas import (
 )
 from workflow_storage.paging import PageLength, emptied
 from workflow_storage.serialization import state_text
-from workflow_storage.status import TERMINAL_STATUSES
 from workflow_storage.summaries import RunSummary, Summaries, valid_groups
 
 if TYPE_CHECKING:
@@ -169,6 +169,26 @@ class RunFilters(TypedDict, total=False):
     """Runs that were suspended and wait for something; with False, all others."""
 
 
+class FinishedRunFilters(TypedDict, total=False):
+    """Which runs that have ended; what is left out, or None, matches every one."""
+
+    before: Required[datetime]
+    """Runs that ended (`completed_at`) before this time."""
+    workflow_name: str | Iterable[str] | None
+    """One workflow, or several."""
+    statuses: str | Iterable[str]
+    """One terminal status, or several."""
+    labels: Mapping[str, str] | None
+    """Runs that have all of these labels."""
+    parent_id: str | None
+    """Runs that this run started, or that were forked from it."""
+    keep_last: int
+    """Of each workflow, spare so many of the newest by start, among those that match all of this,
+    whenever they ended."""
+    limit: int | None
+    """So many at most, those that ended first."""
+
+
 class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
     """The stored runs, as a collection."""
 
@@ -228,7 +248,9 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
             run_id: which run.
             attempt: change them only if the run is running, in this attempt.
             **fields: any of inputs, outputs, config_snapshot, error_message (cut in its middle
-                beyond 20,000 characters), total_tokens, total_cost_usd, labels.
+                beyond 20,000 characters), total_tokens, total_cost_usd, labels (in place of those
+                that there are); or add_labels (a dict) and remove_labels (names), which change some
+                of them, whoever else changes others at the same time.
 
         Raises:
             RunNotFoundError: if there is no such run.
@@ -315,12 +337,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
     def delete_finished(
         self,
         *,
-        before: datetime,
-        workflow_name: str | Iterable[str] | None = None,
-        statuses: str | Iterable[str] = TERMINAL_STATUSES,
-        labels: Mapping[str, str] | None = None,
-        parent_id: str | None = None,
         batch_size: int = 1000,
+        **which: Unpack[FinishedRunFilters],
     ) -> int:
         """Delete runs that ended before a time, with their states, batch by batch.
 
@@ -329,12 +347,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         deleted, for something else refers to it, is left, and named in the log in the end.
 
         Args:
-            before: runs with an earlier `completed_at`.
-            workflow_name: only runs of this workflow, or of these.
-            statuses: only runs in these terminal statuses.
-            labels: only runs that have all of these labels.
-            parent_id: only runs with this parent.
             batch_size: runs in a batch.
+            **which: see `FinishedRunFilters`.
 
         Returns:
             How many runs were deleted.
@@ -344,6 +358,24 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         """
 
     adelete_finished = async_twin(delete_finished)
+
+    @abstractmethod
+    def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:
+        """Yield the runs that `delete_finished` would delete, in memory bounded by bytes.
+
+        In the order of their ends where the store has them in one order, as databases do.
+
+        Args:
+            **which: see `FinishedRunFilters`.
+        """
+
+    async def aiter_finished(
+        self, **which: Unpack[FinishedRunFilters]
+    ) -> AsyncIterator[WorkflowRun]:
+        """Async twin of `iter_finished`."""
+        finished = self.iter_finished(**which)
+        while run := await self.in_thread(_next_or_none, finished):
+            yield run
 
     @abstractmethod
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:

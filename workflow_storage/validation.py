@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.conf import settings
 from django.utils import timezone
 
-from workflow_storage.base import Checkpoint, RunFilters
 from workflow_storage.deltas import Chain, EncodedCheckpoint, base_step, is_delta
 from workflow_storage.exceptions import (
     InvalidFieldError,
@@ -25,7 +24,7 @@ from workflow_storage.serialization import is_state_text, payload_json, state_te
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 if TYPE_CHECKING:
-    from workflow_storage.models import WorkflowRun
+    from workflow_storage.base import Checkpoint
 
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
@@ -45,6 +44,8 @@ PAYLOADS = frozenset({"config_snapshot", "inputs", "outputs"})
 UPDATABLE = PAYLOADS | {"error_message", "total_tokens", "total_cost_usd", "labels"}
 RESULT_TIMES = frozenset({"completed_at", "duration_seconds"})
 TOTALS = frozenset({"total_tokens", "total_cost_usd"})
+
+_LABEL_CHANGES = ("add_labels", "remove_labels")
 
 # What a change of status changes with it, by the kind of status.
 _WITH_RUNNING = frozenset({"attempt_started_at", "worker", "current_node"})
@@ -139,108 +140,6 @@ def valid_terminal_statuses(statuses: str | Iterable[str]) -> frozenset[RunStatu
     return checked
 
 
-class ValidFilters(NamedTuple):
-    """Filters of `list_runs` that have been checked."""
-
-    workflow_names: list[str] | None
-    """In a fixed order; None for any."""
-    statuses: list[RunStatus] | None
-    """In a fixed order; None for any."""
-    started_after: datetime | None
-    started_before: datetime | None
-    labels: dict[str, str]
-    """All of which a run has to have."""
-    parent_id: str | None
-    waiting: bool | None
-    """Whether a run has to be suspended, or must not; None for any."""
-    match_none: bool
-    """Whether no run can match: an impossible name, or no status at all."""
-
-    @property
-    def is_one_label(self) -> bool:
-        """Whether nothing but one label is asked for, and a time of the start."""
-        others = (self.workflow_names, self.statuses, self.parent_id, self.waiting)
-        return len(self.labels) == 1 and all(other is None for other in others)
-
-    def matches(self, run: WorkflowRun) -> bool:
-        """Whether a run is one of those that are meant; for stores that look at runs themselves."""
-        after, before = self.started_after, self.started_before
-        return (
-            (self.workflow_names is None or run.workflow_name in self.workflow_names)
-            and (self.statuses is None or run.status in self.statuses)
-            and (after is None or run.started_at >= after)
-            and (before is None or run.started_at < before)
-            and all(run.labels.get(name) == value for name, value in self.labels.items())
-            and self.parent_id in (None, run.parent_id)
-            and self.waiting in (None, is_waiting(run))
-        )
-
-
-def is_waiting(run: WorkflowRun) -> bool:
-    """Whether a run was suspended, and waits for something."""
-    return run.status == RunStatus.PENDING and run.waiting_for is not None
-
-
-def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
-    """Check the filters of `list_runs`.
-
-    Raises:
-        InvalidStatusError: if a status is no status.
-        InvalidFieldError: for a time that is no time, or has no time zone where it must.
-        TypeError: for an unknown filter, or a name that is no text.
-    """
-    unknown = filters.keys() - RunFilters.__annotations__.keys()
-    if unknown:
-        raise TypeError(
-            f"{', '.join(sorted(unknown))}: no such filter. "
-            f"Use one of: {', '.join(RunFilters.__annotations__)}."
-        )
-    given = filters.get("workflow_name")
-    names = None if given is None else _possible_names(given)
-    status = filters.get("status")
-    statuses = None if status is None else sorted(valid_statuses(status))
-    moments = {
-        field: None if filters.get(field) is None else valid_moment(field, filters[field])
-        for field in ("started_after", "started_before")
-    }
-    labels = filters.get("labels") or {}
-    if not isinstance(labels, Mapping):
-        raise TypeError(f"labels is a {type(labels).__name__}. Pass a dict of names and texts.")
-    possible = all(
-        is_possible_name("a name in labels", name, MAX_LABEL_NAME)
-        and is_possible_name(f"labels[{name!r}]", value, MAX_LABEL_VALUE)
-        for name, value in labels.items()
-    )
-    parent_id = filters.get("parent_id")
-    possible = possible and (
-        parent_id is None or is_possible_name("parent_id", parent_id, MAX_RUN_ID)
-    )
-    waiting = filters.get("waiting")
-    if waiting not in (None, True, False):
-        raise TypeError(f"waiting is {waiting!r}. Pass True, False or None.")
-    return ValidFilters(
-        names,
-        statuses,
-        **moments,
-        labels={plain_text(name): plain_text(value) for name, value in labels.items()},
-        parent_id=None if parent_id is None else plain_text(parent_id),
-        waiting=waiting,
-        match_none=not possible or [] in (names, statuses),
-    )
-
-
-def _possible_names(names: str | Iterable[str]) -> list[str]:
-    """Return which of one or several names of workflows there can be."""
-    several = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
-    return sorted(
-        {
-            plain_text(name)
-            for name in several
-            if is_possible_name("workflow_name", name, MAX_WORKFLOW_NAME)
-        }
-    )
-
-
 def valid_moment(field: str, value: object) -> datetime:
     """Check that a time has a time zone if the project uses them (USE_TZ)."""
     if not isinstance(value, datetime):
@@ -299,6 +198,47 @@ def valid_labels(field: str, value: object) -> dict[str, str]:
             raise InvalidFieldError(f"The name {name!r} in {field} holds a =. Take another name.")
         labels[name] = valid_name(f"{field}[{name!r}]", text, MAX_LABEL_VALUE)
     return labels
+
+
+class LabelChange(NamedTuple):
+    """Labels that are added to those of a run, and names of labels that are removed."""
+
+    added: dict[str, str]
+    removed: frozenset[str]
+
+    def applied(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return what the labels of a run are after it.
+
+        Raises:
+            InvalidFieldError: if there are too many.
+        """
+        kept = {name: text for name, text in labels.items() if name not in self.removed}
+        return valid_labels("labels", {**kept, **self.added})
+
+
+def label_change(fields: dict[str, Any]) -> LabelChange | None:
+    """Take the change of labels out of the fields of an update; None if there is none.
+
+    Raises:
+        InvalidFieldError: for what cannot be labels.
+    """
+    if not fields.keys() & set(_LABEL_CHANGES):
+        return None
+    added, removed = (fields.pop(name, None) for name in _LABEL_CHANGES)
+    if "labels" in fields:
+        raise InvalidFieldError(
+            "labels replaces all labels; add_labels and remove_labels change some of them. "
+            "Pass the one or the others."
+        )
+    names = [removed] if isinstance(removed, str) else removed or ()
+    if not isinstance(names, Iterable):
+        raise InvalidFieldError(
+            f"remove_labels is a {type(removed).__name__}. Pass a list of names."
+        )
+    checked = {valid_name("a name in remove_labels", name, MAX_LABEL_NAME) for name in names}
+    return LabelChange(
+        valid_labels("add_labels", {} if added is None else added), frozenset(checked)
+    )
 
 
 def valid_usage(usage: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, Unpack, cast
 
@@ -21,6 +22,7 @@ from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Attempt,
     Checkpoint,
+    FinishedRunFilters,
     HasAsyncTwins,
     NodeUsage,
     RunFilters,
@@ -35,29 +37,28 @@ from workflow_storage.exceptions import (
     StepConflictError,
     UnsupportedBackendError,
 )
+from workflow_storage.filters import ValidFilters, valid_filters, valid_finished
 from workflow_storage.models import WorkflowRun
 from workflow_storage.querysets import stalled_before
 from workflow_storage.serialization import load_json, payload_json, state_text
-from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.status import RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
     PAYLOADS,
     RUN_FIELDS,
     equal_runs,
     is_possible_id,
+    label_change,
     run_fields,
     valid_attempt,
     valid_checkpoint,
     valid_count,
     valid_expected,
     valid_fields,
-    valid_filters,
-    valid_moment,
     valid_name,
     valid_new_run,
     valid_status,
     valid_step,
-    valid_terminal_statuses,
     valid_totals,
     valid_updates,
     valid_usage,
@@ -98,6 +99,12 @@ class _Run(SimpleNamespace):
 
     attempts: dict[int, Attempt]
     states: list[_State]
+
+    @property
+    def signs(self) -> list[datetime | None]:
+        """The signs of life."""
+        saved = [state.created_at for state in self.states[-1:]]
+        return [self.attempt_started_at or self.started_at, self.heartbeat_at, *saved]
 
     @property
     def found(self) -> FoundRun:
@@ -201,8 +208,9 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         with self._store.lock:
             runs = sorted(self._matching(filters), key=_place, reverse=True)
             if before is not None:
-                given = isinstance(before, WorkflowRun)
-                last = _place(before if given else self._store.run(cast("str", before)))
+                last = _place(
+                    before if isinstance(before, WorkflowRun) else self._store.run(before)
+                )
                 runs = [run for run in runs if _place(run) < last]
             return [run.copied() for run in runs[:limit]]
 
@@ -211,18 +219,20 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         with self._store.lock:
             return sum(1 for _ in self._matching(filters))
 
-    def _matching(self, filters: Mapping[str, Any]) -> Iterator[Any]:
-        valid = valid_filters(filters)
-        if valid.match_none:
-            return iter(())
-        return filter(valid.matches, self._store.runs.values())
+    def _matching(self, filters: Mapping[str, Any] | ValidFilters) -> Iterator[Any]:
+        valid = filters if isinstance(filters, ValidFilters) else valid_filters(filters)
+        return iter(()) if valid.match_none else filter(valid.matches, self._store.runs.values())
 
     def update(self, /, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:
         """See `AbstractWorkflowRunRepository.update`."""
+        of_labels = label_change(fields)
         changes = _kept(valid_updates(fields))
         valid_attempt(attempt)
         with self._store.lock:
-            vars(self._store.run_in(run_id, attempt)).update(changes)
+            run = self._store.run_in(run_id, attempt)
+            if of_labels is not None:
+                changes["labels"] = of_labels.applied(run.labels)
+            vars(run).update(changes)
 
     def update_status(
         self,
@@ -282,27 +292,27 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
     def delete_finished(
         self,
         *,
-        before: datetime,
-        workflow_name: str | Iterable[str] | None = None,
-        statuses: str | Iterable[str] = TERMINAL_STATUSES,
-        labels: Mapping[str, str] | None = None,
-        parent_id: str | None = None,
         batch_size: int = 1000,
+        **which: Unpack[FinishedRunFilters],
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
-        filters: RunFilters = {
-            "workflow_name": workflow_name,
-            "status": valid_terminal_statuses(statuses),
-            "labels": labels,
-            "parent_id": parent_id,
-        }
-        valid_moment("before", before)
         valid_count("batch_size", batch_size, minimum=1)
         with self._store.lock:
-            ended = [run.id for run in self._matching(filters) if run.completed_at < before]
+            ended = [run.id for run in self.iter_finished(**which)]
             for run_id in ended:
                 del self._store.runs[run_id]
         return len(ended)
+
+    def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:
+        """See `AbstractWorkflowRunRepository.iter_finished`."""
+        valid, seen, finished = valid_finished(which), Counter[str](), []
+        with self._store.lock:
+            for run in sorted(self._matching(valid.filters), key=_place, reverse=True):
+                seen[run.workflow_name] += 1
+                if seen[run.workflow_name] > valid.keep_last and run.completed_at < valid.before:
+                    finished.append(run)
+        finished.sort(key=lambda run: (run.completed_at, run.id))
+        yield from map(_Run.copied, finished[: valid.limit])
 
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
@@ -319,13 +329,8 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
 
     def _silent(self, idle: timedelta) -> list[_Run]:
         cutoff = stalled_before(idle)
-        silent = []
-        for run in self._store.runs.values():
-            signs = [run.attempt_started_at or run.started_at, run.heartbeat_at]
-            signs += [state.created_at for state in run.states[-1:]]
-            if run.status == RunStatus.RUNNING and all(sign < cutoff for sign in signs if sign):
-                silent.append(run)
-        return silent
+        running = [run for run in self._store.runs.values() if run.status == RunStatus.RUNNING]
+        return [run for run in running if all(sign < cutoff for sign in run.signs if sign)]
 
     def list_attempts(self, run_id: str) -> list[Attempt]:
         """See `AbstractWorkflowRunRepository.list_attempts`."""

@@ -8,6 +8,7 @@ from workflow_storage.recorder.failures import describe_error
 from workflow_storage.recorder.opening import RESUMABLE
 from workflow_storage.recorder.recording import Recording, record_run, resume_run
 from workflow_storage.recorder.run import RecordedRun, current_run
+from workflow_storage.recorder.suspension import Suspended
 from workflow_storage.validation import MAX_ERROR_MESSAGE
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "RESUMABLE",
     "RecordedRun",
     "Recording",
+    "Suspended",
     "current_run",
     "describe_error",
     "record_run",

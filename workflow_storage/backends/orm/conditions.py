@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from django.db.models import QuerySet
 
+    from workflow_storage.filters import ValidFilters
     from workflow_storage.status import RunStatus
-    from workflow_storage.validation import ValidFilters
 
 
 class Condition(NamedTuple):

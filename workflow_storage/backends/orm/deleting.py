@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import IntegrityError
 from django.db.models import Q
 
+from workflow_storage.backends.orm.conditions import conditions_of, with_values
 from workflow_storage.backends.orm.errors import tries_again
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from workflow_storage.backends.orm.run_rows import RunRows
+    from workflow_storage.filters import ValidFinished
     from workflow_storage.models import WorkflowRun
 
 logger = logging.getLogger(__name__)
@@ -25,11 +27,64 @@ SHOWN = 20
 """Runs that could not be deleted that are named."""
 
 
-class _Place(NamedTuple):
-    """Where a run is in the order of the ends."""
+class Place(NamedTuple):
+    """Where a run is in the order of the ends, and in that of the starts of its workflow."""
 
     completed_at: datetime
     id: str
+    workflow_name: str
+    started_at: datetime
+
+    @classmethod
+    def of(cls, run: WorkflowRun) -> Place:
+        """Return the place of a run that has ended."""
+        assert run.completed_at is not None
+        return cls(run.completed_at, run.id, run.workflow_name, run.started_at)
+
+
+class FinishedRuns:
+    """The runs that ended before a time, in the order of their ends, but for those to be spared.
+
+    Args:
+        rows: the database.
+        finished: which runs.
+    """
+
+    def __init__(self, rows: RunRows, finished: ValidFinished) -> None:
+        runs = with_values(rows.runs, conditions_of(finished.filters))
+        self._matching = runs.none() if finished.filters.match_none else runs
+        self._before = finished.before
+        self._keep_last = finished.keep_last
+        # Of each workflow, where the last of those is that are spared; None if all of them are.
+        self._last_spared: dict[str, tuple[datetime, str] | None] = {}
+
+    def all(self) -> QuerySet[WorkflowRun]:
+        """Return them all, and those to be spared."""
+        return self._matching.filter(completed_at__lt=self._before)
+
+    def after(self, place: Place | None) -> QuerySet[WorkflowRun]:
+        """Return those after a place, in their order."""
+        runs = self.all().order_by("completed_at", "id")
+        if place is None:
+            return runs
+        # The last part alone lets the database begin within its index.
+        return runs.filter(
+            Q(completed_at__gt=place.completed_at) | Q(id__gt=place.id),
+            completed_at__gte=place.completed_at,
+        )
+
+    def spares(self, place: Place) -> bool:
+        """Whether a run is one of the newest of its workflow."""
+        if not self._keep_last:
+            return False
+        name = place.workflow_name
+        if name not in self._last_spared:
+            newest = self._matching.filter(workflow_name=name).order_by("-started_at", "-id")
+            places: Any = newest.values_list("started_at", "id")
+            last = list(places[self._keep_last - 1 : self._keep_last])
+            self._last_spared[name] = last[0] if last else None
+        spared = self._last_spared[name]
+        return spared is None or (place.started_at, place.id) >= spared
 
 
 class Deletion:
@@ -45,22 +100,23 @@ class Deletion:
         deleted: how many runs have been deleted so far.
     """
 
-    def __init__(self, rows: RunRows, finished: QuerySet[WorkflowRun], size: int) -> None:
+    def __init__(self, rows: RunRows, finished: ValidFinished, size: int) -> None:
         self.alias = rows.alias
         self.deleted = 0
         self._rows = rows
-        self._finished = finished.order_by("completed_at", "id")
+        self._finished = FinishedRuns(rows, finished)
+        self._limit = finished.limit
         self._size = size
         self._kept = 0
         self._named: list[str] = []
 
     def carry_out(self) -> int:
         """Delete them, and return how many were."""
-        last: _Place | None = None
+        last: Place | None = None
         try:
-            while batch := self._places(last):
-                self._delete(batch)
+            while self.deleted < self._limit and (batch := self._places(last)):
                 last = batch[-1]
+                self._delete_some([place.id for place in batch if not self._is_spared(place)])
         except Exception as exc:
             if self.deleted:
                 exc.add_note(f"Before that, {self.deleted} finished runs were deleted.")
@@ -73,36 +129,40 @@ class Deletion:
             )
         return self.deleted
 
-    @tries_again
-    def _places(self, after: _Place | None) -> list[_Place]:
-        runs = self._finished
-        if after is not None:
-            # The last part alone lets the database begin within its index.
-            runs = runs.filter(
-                Q(completed_at__gt=after.completed_at) | Q(id__gt=after.id),
-                completed_at__gte=after.completed_at,
-            )
-        places: Any = runs.values_list("completed_at", "id")[: self._size]
-        return list(itertools.starmap(_Place, places))
+    def _delete_some(self, run_ids: list[str]) -> None:
+        """Delete runs as far as the limit lets it."""
+        while run_ids and self.deleted < self._limit:
+            left = self._limit - self.deleted
+            self._delete(run_ids[:left])
+            run_ids = run_ids[left:]
 
-    def _delete(self, batch: list[_Place]) -> None:
+    @tries_again
+    def _is_spared(self, place: Place) -> bool:
+        return self._finished.spares(place)
+
+    @tries_again
+    def _places(self, after: Place | None) -> list[Place]:
+        places: Any = self._finished.after(after).values_list(*Place._fields)[: self._size]
+        return list(itertools.starmap(Place, places))
+
+    def _delete(self, run_ids: list[str]) -> None:
         try:
-            self.deleted += self._delete_at_once([place.id for place in batch])
+            self.deleted += self._delete_at_once(run_ids)
         except IntegrityError as exc:
-            half = len(batch) // 2
+            half = len(run_ids) // 2
             if half:
-                self._delete(batch[:half])
-                self._delete(batch[half:])
+                self._delete(run_ids[:half])
+                self._delete(run_ids[half:])
                 return
             self._kept += 1
             if self._kept <= SHOWN:
-                self._named.append(f"{batch[0].id} ({exc.args[0]})")
+                self._named.append(f"{run_ids[0]} ({exc.args[0]})")
 
     @tries_again
     def _delete_at_once(self, run_ids: list[str]) -> int:
         with self._rows.read_committed():
             self._rows.begin_writing()
-            locked = self._rows.with_lock(self._finished.filter(pk__in=run_ids))
+            locked = self._rows.with_lock(self._finished.all().filter(pk__in=run_ids))
             still_there = list(locked.values_list("pk", flat=True))
             self._rows.delete(still_there)
         return len(still_there)

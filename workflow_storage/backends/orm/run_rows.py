@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from workflow_storage.attempts import StatusChange
     from workflow_storage.backends.orm.conditions import Condition
-    from workflow_storage.validation import ValidFilters
+    from workflow_storage.filters import ValidFilters
 
 
 RARE = 1000
@@ -112,6 +112,12 @@ class RunRows(Database):
             WorkflowRunLabel(run_id=run_id, name=name, value=value, started_at=started_at)
             for name, value in labels.items()
         )
+
+    def labels_of(self, run_id: str) -> dict[str, str]:
+        """Return the labels of a run, which is locked."""
+        run = self.with_lock(self.run(run_id)).values_list("labels", flat=True)
+        labels: dict[str, str] = next(iter(run), {})
+        return labels
 
     def replace_labels(self, run_id: str, labels: Mapping[str, str]) -> None:
         """Let the rows of the labels of a run, which is locked, be these."""

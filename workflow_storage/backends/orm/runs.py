@@ -26,7 +26,7 @@ from workflow_storage.backends.orm.conditions import (
     with_parameters,
     with_values,
 )
-from workflow_storage.backends.orm.deleting import Deletion
+from workflow_storage.backends.orm.deleting import Deletion, FinishedRuns, Place
 from workflow_storage.backends.orm.errors import (
     Patience,
     conflict,
@@ -42,6 +42,7 @@ from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Attempt,
     Checkpoint,
+    FinishedRunFilters,
     RunFilters,
     stalled_message,
 )
@@ -51,30 +52,30 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
     StorageError,
 )
+from workflow_storage.filters import valid_filters, valid_finished
 from workflow_storage.models import WorkflowRun
-from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.paging import PageLength, emptied
+from workflow_storage.status import RunStatus
 from workflow_storage.summaries import RunSummary, valid_groups
 from workflow_storage.validation import (
     MAX_NODE_ID,
     equal_runs,
     is_possible_id,
+    label_change,
     plain_text,
     run_fields,
     valid_attempt,
     valid_count,
     valid_expected,
     valid_fields,
-    valid_filters,
-    valid_moment,
     valid_name,
     valid_new_run,
     valid_status,
-    valid_terminal_statuses,
     valid_updates,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
     from datetime import datetime, timedelta
 
     from django.db.models import QuerySet
@@ -206,9 +207,16 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     @operation
     def update(self, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:
         """See `AbstractWorkflowRunRepository.update`."""
+        of_labels = label_change(fields)
         changes = valid_updates(fields)
         valid_attempt(attempt)
         statuses = None if attempt is None else _RUNNING
+        if of_labels is not None:
+            with self._rows.read_committed():
+                self._rows.lock_run(run_id)
+                changes["labels"] = of_labels.applied(self._rows.labels_of(run_id))
+                self._change(run_id, changes, statuses, attempt)
+            return
         if changes:
             self._change(run_id, changes, statuses, attempt)
             return
@@ -315,28 +323,36 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     def delete_finished(
         self,
         *,
-        before: datetime,
-        workflow_name: str | Iterable[str] | None = None,
-        statuses: str | Iterable[str] = TERMINAL_STATUSES,
-        labels: Mapping[str, str] | None = None,
-        parent_id: str | None = None,
         batch_size: int = 1000,
+        **which: Unpack[FinishedRunFilters],
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
-        valid = valid_filters(
-            {
-                "workflow_name": workflow_name,
-                "status": valid_terminal_statuses(statuses),
-                "labels": labels,
-                "parent_id": parent_id,
-            }
-        )
-        valid_moment("before", before)
+        valid = valid_finished(which)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
-        if valid.match_none:
-            return 0
-        finished = with_values(self._rows.runs, conditions_of(valid))
-        return Deletion(self._rows, finished.filter(completed_at__lt=before), size).carry_out()
+        return Deletion(self._rows, valid, size).carry_out()
+
+    def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:
+        """See `AbstractWorkflowRunRepository.iter_finished`."""
+        valid = valid_finished(which)
+        finished, length = FinishedRuns(self._rows, valid), PageLength()
+        left, last = valid.limit, None
+        while left and (page := self._finished_page(finished, last, length.runs)):
+            last = Place.of(page[-1])
+            length.after(page)
+            for run in emptied(page):
+                if left and not self._is_spared(finished, run):
+                    left -= 1
+                    yield run
+
+    @reading
+    def _finished_page(
+        self, finished: FinishedRuns, after: Place | None, size: int
+    ) -> list[WorkflowRun]:
+        return list(finished.after(after)[:size])
+
+    @reading
+    def _is_spared(self, finished: FinishedRuns, run: WorkflowRun) -> bool:
+        return finished.spares(Place.of(run))
 
     @reading
     def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:

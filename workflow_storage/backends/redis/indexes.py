@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from workflow_storage.backends.redis.connection import Operation, RedisStore
+    from workflow_storage.filters import ValidFilters
     from workflow_storage.models import WorkflowRun
-    from workflow_storage.validation import ValidFilters
 
 
 _COUNTED_AT_ONCE = 200

@@ -33,8 +33,13 @@ _JSON = PAYLOADS | {"labels"}
 
 def read_runs(store: RedisStore, run_ids: Iterable[str], *extra: str) -> list[Command]:
     """Return the commands that read runs, and further fields of theirs; see `run_from`."""
+    return read_fields(store, run_ids, *_ENCODED_FIELDS, *extra)
+
+
+def read_fields(store: RedisStore, run_ids: Iterable[str], *fields: str | bytes) -> list[Command]:
+    """Return the commands that read some fields of runs, as they are stored."""
     return [
-        ("HMGET", f"{store.key_prefix(run_id)}:run:{run_id}", *_ENCODED_FIELDS, *extra)
+        ("HMGET", f"{store.key_prefix(run_id)}:run:{run_id}", *fields)
         for run_id in map(plain_text, run_ids)
     ]
 
@@ -45,7 +50,7 @@ def read_signs(store: RedisStore, run_ids: Iterable[str]) -> list[Command]:
     Each gives the status, when the run and its attempt started, its heartbeat and newest state.
     """
     signs = ("status", "started_at", "attempt_started_at", "heartbeat_at", "state_at")
-    return [("HMGET", f"{store.key_prefix(run_id)}:run:{run_id}", *signs) for run_id in run_ids]
+    return read_fields(store, run_ids, *signs)
 
 
 def run_from(run_id: str, values: Sequence[bytes | None]) -> WorkflowRun | None:

@@ -12,18 +12,14 @@ from django.utils import timezone
 
 from workflow_storage.attempts import FoundRun, StatusChange, status_change
 from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.indexes import (
-    Ended,
-    EndedRuns,
-    NewestRuns,
-    entry_of,
-    parsed_entry,
-)
+from workflow_storage.backends.redis.finished import FinishedRuns
+from workflow_storage.backends.redis.indexes import NewestRuns, entry_of, parsed_entry
 from workflow_storage.backends.redis.records import (
     FIELDS,
     attempts_from,
     changed,
     found_run,
+    read_fields,
     read_runs,
     read_signs,
     refuse,
@@ -44,6 +40,7 @@ from workflow_storage.base import (
     AbstractWorkflowRunRepository,
     Attempt,
     Checkpoint,
+    FinishedRunFilters,
     RunFilters,
     stalled_message,
 )
@@ -52,30 +49,30 @@ from workflow_storage.exceptions import (
     RunChangedError,
     RunNotFoundError,
 )
+from workflow_storage.filters import valid_filters, valid_finished
 from workflow_storage.models import WorkflowRun
 from workflow_storage.paging import PageLength, emptied
 from workflow_storage.querysets import stalled_before
-from workflow_storage.status import TERMINAL_STATUSES, RunStatus
+from workflow_storage.serialization import load_json
+from workflow_storage.status import RunStatus
 from workflow_storage.validation import (
     MAX_NODE_ID,
     equal_runs,
     is_possible_id,
+    label_change,
     run_fields,
     valid_attempt,
     valid_count,
     valid_expected,
     valid_fields,
-    valid_filters,
-    valid_moment,
     valid_name,
     valid_new_run,
     valid_status,
-    valid_terminal_statuses,
     valid_updates,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from datetime import datetime, timedelta
 
     from workflow_storage.backends.redis.connection import Operation
@@ -187,7 +184,24 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     def _update(
         self, /, run_id: str, *, attempt: int | None = None, **fields: Any
     ) -> Operation[None]:
-        yield from self._change(run_id, valid_updates(fields), valid_attempt(attempt))
+        of_labels = label_change(fields)
+        changes = valid_updates(fields)
+        valid_attempt(attempt)
+        if of_labels is None:
+            yield from self._change(run_id, changes, attempt)
+            return
+        if not is_possible_id(run_id):
+            raise RunNotFoundError(run_id)
+        was_changed = False
+        while not was_changed:
+            # With the time of the start, without which there is no run.
+            ((started, text),) = yield read_fields(self.store, [run_id], "started_at", "labels")
+            if started is None:
+                raise RunNotFoundError(run_id)
+            labels = of_labels.applied(load_json(text) if text else {})
+            was_changed = yield from self._change(
+                run_id, {**changes, "labels": labels}, attempt, labels=text or b""
+            )
 
     update = blocking(_update)
     aupdate = awaitable(_update)
@@ -233,21 +247,31 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     heartbeat = blocking(_heartbeat)
     aheartbeat = awaitable(_heartbeat)
 
-    def _change(self, run_id: str, changes: dict[str, Any], attempt: int | None) -> Operation[None]:
-        """Change fields of a run, if it is running in an attempt; or say why not."""
+    def _change(
+        self,
+        run_id: str,
+        changes: dict[str, Any],
+        attempt: int | None,
+        *,
+        labels: bytes = b"*",
+    ) -> Operation[bool]:
+        """Change fields of a run, if it is running in an attempt; or say why not.
+
+        Returns:
+            Whether its labels were as they have to be, as text.
+        """
         if not is_possible_id(run_id):
             raise RunNotFoundError(run_id)
-        changes_index = "labels" in changes
-        change_call = indexing_call if changes_index else call
-        reply = yield change_call(
-            self.store,
-            scripts.CHANGE_LABELS if changes_index else scripts.CHANGE,
-            run_id,
-            "" if attempt is None else attempt,
-            *changed(changes),
-        )
-        if reply != 1:
+        fence = "" if attempt is None else attempt
+        if "labels" in changes:
+            reply = yield indexing_call(
+                self.store, scripts.CHANGE_LABELS, run_id, fence, labels, *changed(changes)
+            )
+        else:
+            reply = yield call(self.store, scripts.CHANGE, run_id, fence, *changed(changes))
+        if reply not in (0, 1):
             refuse(run_id, reply, attempt=attempt)
+        return bool(reply)
 
     def _list_attempts(self, run_id: str) -> Operation[list[Attempt]]:
         if not is_possible_id(run_id):
@@ -273,41 +297,42 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
     def _delete_finished(
         self,
         *,
-        before: datetime,
-        workflow_name: str | Iterable[str] | None = None,
-        statuses: str | Iterable[str] = TERMINAL_STATUSES,
-        labels: Mapping[str, str] | None = None,
-        parent_id: str | None = None,
         batch_size: int = 1000,
+        **which: Unpack[FinishedRunFilters],
     ) -> Operation[int]:
-        filters: RunFilters = {
-            "workflow_name": workflow_name,
-            "status": valid_terminal_statuses(statuses),
-            "labels": labels,
-            "parent_id": parent_id,
-        }
-        valid = valid_filters(filters)
-        valid_moment("before", before)
+        valid = valid_finished(which)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_CHANGED_AT_ONCE)
-        if valid.match_none:
-            return 0
-        by_index = not valid.labels and valid.parent_id is None
-        ended = EndedRuns(self.store, valid, before) if by_index else None
-        newest = NewestRuns(self.store, valid)
+        finished = FinishedRuns(self.store, valid)
         deleted = 0
-        while True:
-            if ended is not None:
-                runs = yield from ended.page(size)
-            else:
-                runs = yield from _ended_before(newest, size, before)
-            if runs is None:
-                return deleted
+        while (runs := (yield from finished.page(size))) is not None:
             for batch in _batches(runs):
                 calls = [indexing_call(self.store, scripts.DELETE_ENDED, *run) for run in batch]
-                deleted += sum((yield calls))
+                done = sum((yield calls))
+                finished.took(done)
+                deleted += done
+        return deleted
 
     delete_finished = blocking(_delete_finished)
     adelete_finished = awaitable(_delete_finished)
+
+    def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:
+        """See `AbstractWorkflowRunRepository.iter_finished`."""
+        valid = valid_finished(which)
+        finished, length = FinishedRuns(self.store, valid), PageLength()
+        while (page := self.store.execute(finished.runs(length.runs))) is not None:
+            length.after(page)
+            yield from emptied(page)
+
+    async def aiter_finished(
+        self, **which: Unpack[FinishedRunFilters]
+    ) -> AsyncIterator[WorkflowRun]:
+        """Async twin of `iter_finished`."""
+        valid = valid_finished(which)
+        finished, length = FinishedRuns(self.store, valid), PageLength()
+        while (page := await self.store.aexecute(finished.runs(length.runs))) is not None:
+            length.after(page)
+            for run in emptied(page):
+                yield run
 
     def _list_stalled(self, idle: timedelta) -> Operation[list[WorkflowRun]]:
         stalled = []
@@ -410,18 +435,6 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
 
 
 _RUNNING = RunStatus.RUNNING.value.encode()
-
-
-def _ended_before(newest: NewestRuns, size: int, before: datetime) -> Operation[list[Ended] | None]:
-    """Return those of the next runs that ended before a time; None after the last."""
-    page = yield from newest.page(size)
-    if page is None:
-        return None
-    return [
-        Ended(run.id, time_text(run.completed_at), run.status, "")
-        for run in page
-        if run.completed_at is not None and run.completed_at < before
-    ]
 
 
 def _batches(runs: list[_T]) -> Iterator[list[_T]]:

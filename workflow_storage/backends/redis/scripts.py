@@ -305,12 +305,14 @@ return 1
 
 CHANGE_LABELS = script(
     """
--- The same, where labels change, too.
+-- The same, where labels change, too; behind the attempt comes what the labels must be as text,
+-- '' for none and '*' for any. Returns 0 if they are others.
 local run = found()
 if not run then return false end
 if ARGV[2] ~= '' and (run[STATUS] ~= 'running' or run[ATTEMPT] ~= ARGV[2]) then return run end
 local before = place()
-change(3)
+if ARGV[3] ~= '*' and ARGV[3] ~= (before[5] or '') then return 0 end
+change(4)
 move(before, place())
 return 1
 """,

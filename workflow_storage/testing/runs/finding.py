@@ -14,8 +14,8 @@ import pytest
 from django.utils import timezone
 
 from workflow_storage import RunFilters, RunStatus, StorageBackend, WorkflowRun
+from workflow_storage.filters import valid_filters
 from workflow_storage.testing.sample_runs import ids, newest_first, read_run, stored_run
-from workflow_storage.validation import valid_filters
 
 if TYPE_CHECKING:
     from collections.abc import Collection

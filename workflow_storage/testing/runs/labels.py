@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_storage import InvalidFieldError
+from workflow_storage import InvalidFieldError, RunLostError, RunNotFoundError
 from workflow_storage.testing.sample_runs import new_run, read_run, stored_run
+from workflow_storage.testing.threads import in_threads
 from workflow_storage.testing.values import against_the_store
 
 if TYPE_CHECKING:
@@ -109,6 +110,68 @@ class LabelsContract:
         assert backend.runs.count_runs() == 1
         stored = read_run(backend, run)
         assert (stored.labels, stored.outputs) == ({"kept": "yes"}, None)
+
+    def test_labels_are_added_and_removed_beside_the_others(self, backend: StorageBackend) -> None:
+        run = stored_run(backend, labels={"tenant": "acme", "user": "1", "old": "yes"})
+        other = stored_run(backend, labels={"old": "yes"})
+
+        backend.runs.update(
+            run.id, add_labels={"user": "2", "new": "x"}, remove_labels=["old", "none"], outputs=7
+        )
+
+        stored = read_run(backend, run)
+        assert stored.labels == {"tenant": "acme", "user": "2", "new": "x"}
+        assert stored.outputs == 7
+        assert [found.id for found in backend.runs.list_runs(labels={"old": "yes"})] == [other.id]
+        assert [found.id for found in backend.runs.list_runs(labels={"user": "2"})] == [run.id]
+        assert not backend.runs.list_runs(labels={"user": "1"})
+        backend.runs.update(run.id, remove_labels="new")
+        backend.runs.update(run.id, add_labels={}, remove_labels=())
+        assert read_run(backend, run).labels == {"tenant": "acme", "user": "2"}
+        backend.runs.update(run.id, remove_labels={"tenant", "user"})
+        assert read_run(backend, run).labels == {}
+        backend.runs.update(run.id, add_labels={"a": "b"})
+        assert read_run(backend, run).labels == {"a": "b"}
+
+    def test_labels_that_cannot_be_added_or_removed_change_nothing(
+        self, backend: StorageBackend
+    ) -> None:
+        labels = {str(number): "x" for number in range(31)}
+        run = stored_run(backend, status="running", labels=labels)
+
+        changes: list[dict[str, Any]] = [
+            {"add_labels": {"a": "b", "c": "d"}},
+            {"add_labels": {"a": 1}},
+            {"add_labels": ["a"]},
+            {"remove_labels": 7},
+            {"remove_labels": [7]},
+            {"labels": {}, "add_labels": {"a": "b"}},
+        ]
+        for change in changes:
+            with pytest.raises(InvalidFieldError, match="label"):
+                backend.runs.update(run.id, outputs="new", **change)
+        with pytest.raises(RunLostError):
+            backend.runs.update(run.id, attempt=2, add_labels={"a": "b"})
+        for unknown in ("gone", "impossible\0"):
+            with pytest.raises(RunNotFoundError):
+                backend.runs.update(unknown, add_labels={"a": "b"})
+        assert (read_run(backend, run).labels, read_run(backend, run).outputs) == (labels, None)
+        backend.runs.update(run.id, attempt=1, add_labels={"a": "b"})
+        assert read_run(backend, run).labels == {**labels, "a": "b"}
+
+    def test_labels_that_several_add_at_once_are_all_there(self, backend: StorageBackend) -> None:
+        run = stored_run(backend)
+
+        in_threads(
+            6,
+            lambda thread: [
+                backend.runs.update(run.id, add_labels={f"{thread}-{number}": "x"})
+                for number in range(5)
+            ],
+        )
+
+        assert len(read_run(backend, run).labels) == 30
+        assert len(backend.runs.list_runs(labels={"3-3": "x"})) == 1
 
     def test_a_run_can_have_32_labels(self, backend: StorageBackend) -> None:
         labels = {str(number): "x" for number in range(32)}
