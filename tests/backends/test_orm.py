@@ -623,6 +623,7 @@ def open_with_djangos_defaults(path):
     return StorageBackend(DjangoWorkflowRunRepository(alias), DjangoExecutionStateRepository(alias))
 
 
+@pytest.mark.slow
 class TestSQLiteWithDjangosDefaults(ConcurrencyContract):
     @pytest.fixture
     def open_backend(self, tmp_path):

@@ -198,7 +198,7 @@ def test_attempts_show_what_failed_where_and_on_which_worker(backend):
         run.node("ocr"),
     ):
         raise ValueError("first")
-    time.sleep(2)
+    time.sleep(1.1)
     with resume_run(run.run_id, backend=backend):
         pass
 

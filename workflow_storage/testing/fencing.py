@@ -266,7 +266,7 @@ class FencingContract:
         self, backend: StorageBackend
     ) -> None:
         run = stored_run(backend, status="running")
-        race = _Race(backend, run, seconds=1.5)
+        race = _Race(backend, run, seconds=1.0)
 
         refused = sum(in_threads(4, race.work))
 

@@ -218,6 +218,7 @@ class TestCancellation:
             second = asyncio.create_task(backend.states.asave_state(other.id, {}, "node"))
             await asyncio.sleep(0)
             second.cancel()
+            await asyncio.sleep(0.01)  # or the thread could begin it before it is cancelled
             release()
             await first
             with pytest.raises(asyncio.CancelledError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db.models import Exists, Model, OuterRef, Q
+from django.db.models import Model, OuterRef, Q, Subquery
+from django.db.models.lookups import Exact
 
 from workflow_storage.backends.orm.compiled_queries import Parameter
 from workflow_storage.models import WorkflowRun, WorkflowRunLabel
@@ -151,8 +152,10 @@ def _has_label(name: Any, value: Any) -> Q:
 
 def _other_label(number: int, name: str, value: str) -> Condition:
     def where(name: Any, value: Any) -> Q:
-        rows = WorkflowRunLabel._base_manager.filter(run_id=OuterRef("pk"), name=name, value=value)
-        return Q(Exists(rows))
+        # A value for each run, not whether there is a row: PostgreSQL would make a join of that,
+        # and read all runs of both labels for a page of them.
+        its_value = WorkflowRunLabel._base_manager.filter(run_id=OuterRef("pk"), name=name)
+        return Q(Exact(Subquery(its_value.values("value")), value))
 
     return Condition(f"label {number}", _LABEL, (name, value), where)
 

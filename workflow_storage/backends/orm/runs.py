@@ -196,7 +196,8 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         groups, valid = valid_groups(by), valid_filters(filters)
         if valid.match_none:
             return []
-        return summarized(with_values(self._rows.runs, conditions_of(valid)), groups)
+        runs = with_values(self._rows.runs, conditions_of(valid))
+        return summarized(runs, groups, valid)
 
     async def asummarize(
         self, *, by: str | Iterable[str] = ("workflow_name",), **filters: Unpack[RunFilters]

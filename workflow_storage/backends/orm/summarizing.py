@@ -39,6 +39,7 @@ from workflow_storage.summaries import (
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
+    from workflow_storage.filters import ValidFilters
     from workflow_storage.models import WorkflowRun
 
 MAX_EDGES = 48
@@ -61,8 +62,17 @@ _BUCKET = Case(
 _NANO_USD = Sum(Cast(Floor(F("total_cost_usd") * float(_NANOS) + 0.5), BigIntegerField()))
 
 
-def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSummary]:
-    """Return the summaries of some runs."""
+def summarized(
+    runs: QuerySet[WorkflowRun], by: tuple[str, ...], filters: ValidFilters
+) -> list[RunSummary]:
+    """Return the summaries of some runs.
+
+    Args:
+        runs: the runs.
+        by: the groups.
+        filters: those that chose the runs; where they say from when until when the runs started,
+            nobody has to look.
+    """
     summaries = Summaries()
     columns, starts = [], {}
     for number, group in enumerate(by):
@@ -75,7 +85,7 @@ def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSumm
             runs = runs.alias(**{f"label_{number}": label})
             runs = runs.annotate(**{name: F(f"label_{number}__value")})
         elif group in TIMES:
-            expression, starts[number] = _time_group(runs, group)
+            expression, starts[number] = _time_group(runs, group, filters)
             runs = runs.annotate(**{name: expression})
         else:
             runs = runs.annotate(**{name: F(group)})
@@ -113,13 +123,18 @@ def summarized(runs: QuerySet[WorkflowRun], by: tuple[str, ...]) -> list[RunSumm
     return summaries.results()
 
 
-def _time_group(runs: QuerySet[WorkflowRun], time: str) -> tuple[Any, Any]:
+def _time_group(
+    runs: QuerySet[WorkflowRun], time: str, filters: ValidFilters
+) -> tuple[Any, Any]:
     """Return the expression that tells the times apart, and what makes the start of what it gives."""
-    bounds = runs.aggregate(first=Min("started_at"), last=Max("started_at"))
-    if bounds["first"] is None:
+    after, before = filters.started_after, filters.started_before
+    if after is None or before is None:
+        bounds = runs.aggregate(first=Min("started_at"), last=Max("started_at"))
+        after, before = after or bounds["first"], before or bounds["last"]
+    if after is None or before is None:
         return Value(0), lambda place: None
-    edges = [start_of(time, bounds["first"])]
-    last = start_of(time, bounds["last"])
+    edges = [start_of(time, after)]
+    last = start_of(time, before)
     while edges[-1] < last and len(edges) <= MAX_EDGES:
         edges.append(_next_start(time, edges[-1]))
     if len(edges) > MAX_EDGES:
