@@ -123,9 +123,7 @@ def summarized(
     return summaries.results()
 
 
-def _time_group(
-    runs: QuerySet[WorkflowRun], time: str, filters: ValidFilters
-) -> tuple[Any, Any]:
+def _time_group(runs: QuerySet[WorkflowRun], time: str, filters: ValidFilters) -> tuple[Any, Any]:
     """Return the expression that tells the times apart, and what makes the start of what it gives."""
     after, before = filters.started_after, filters.started_before
     if after is None or before is None:
