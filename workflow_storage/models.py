@@ -68,6 +68,7 @@ class WorkflowRun(models.Model):
         db_table = "workflow_runs"
         verbose_name = _("workflow run")
         verbose_name_plural = _("workflow runs")
+        permissions = [("view_secrets", _("Can see secrets in payloads and states"))]
         indexes = [
             # With what a summary of a time reads, so that it need not look at the rows.
             models.Index(

@@ -65,8 +65,13 @@ class TestAnotherSite:
         state = ExecutionState.objects.get()
         run_page = f"/operations/workflow_storage/workflowrun/{run.id}/change/"
         state_page = f"/operations/workflow_storage/executionstate/{state.pk}/change/"
+        states = f"/operations/workflow_storage/executionstate/?run__id__exact={run.id}"
 
-        assert state_page in admin_client.get(run_page).content.decode()
+        text = admin_client.get(run_page).content.decode()
+
+        assert states in text
+        assert f"/operations/workflow_storage/workflowrun/{run.id}/states/0/" in text
+        assert "/admin/workflow_storage/" not in text.split('<div id="content"')[1]
         assert run_page in admin_client.get(state_page).content.decode()
 
     def test_a_column_of_a_payload_takes_no_more_queries(
@@ -77,7 +82,7 @@ class TestAnotherSite:
         url = reverse("operations:workflow_storage_workflowrun_changelist")
         admin_client.get(url)
 
-        with django_assert_num_queries(3):  # session, user, the page
+        with django_assert_num_queries(4):  # session, user, the page, names of workflows
             text = admin_client.get(url).content.decode()
 
         assert "4.pdf" in text
@@ -143,9 +148,8 @@ def test_a_site_with_one_of_the_models_shows_text_in_place_of_links(
     of_state = admin_client.get(page("states", ExecutionState, state))
 
     assert of_run.status_code == of_state.status_code == 200
-    assert linked(of_run) == linked(of_state) == set()
-    assert ">0<" in of_run.content.decode()
-    assert "there are more" in of_run.content.decode()
+    assert linked(of_run) <= {WorkflowRun}
+    assert linked(of_state) == set()
     assert run_with_states.pk in of_state.content.decode()
 
 
@@ -161,12 +165,12 @@ def test_no_link_leads_to_a_page_that_the_user_may_not_view(
     response = client.get(page("admin", model, row))
 
     assert response.status_code == 200
-    assert linked(response) == set()
+    assert linked(response) <= {model}
 
 
 def test_pages_link_to_each_other_for_who_may_view_both(admin_client, run_with_states):
     of_run = admin_client.get(page("admin", WorkflowRun, run_with_states))
     of_state = admin_client.get(page("admin", ExecutionState, run_with_states.states.first()))
 
-    assert linked(of_run) == {ExecutionState}
+    assert ExecutionState in linked(of_run)
     assert WorkflowRun in linked(of_state)

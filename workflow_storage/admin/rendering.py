@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from django.utils.html import format_html
+from django.utils import formats, timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
     from django.utils.safestring import SafeString
 
     from workflow_storage.models import WorkflowRun
@@ -17,60 +21,142 @@ NOTHING = "-"
 """What is shown for a value that is not there."""
 
 SHOWN_CHARACTERS = 100_000
-"""Characters of a payload or an error that a page shows."""
+"""Characters of an error that a page shows."""
+
+SHORT_ID = 14
+"""Characters of an id that is shown whole."""
 
 
-def status_badge(run: WorkflowRun) -> SafeString:
-    """Return the status of a run in its colour."""
-    return format_html(
+def status_badge(run: WorkflowRun, mark: str = "") -> SafeString:
+    """Return the status of a run in its colour, with what else is to be known of it.
+
+    Args:
+        run: the run.
+        mark: such as ``stalled``; nothing for none.
+    """
+    badge = format_html(
         '<span class="workflow-storage-status workflow-storage-{}">{}</span>',
         run.status,
         run.get_status_display(),
     )
+    if not mark:
+        return badge
+    return format_html('{} <span class="workflow-storage-mark">{}</span>', badge, mark)
 
 
 def duration_text(seconds: float | None) -> str:
     """Return a duration: as seconds below a minute, then as minutes, then as hours."""
     if seconds is None:
         return NOTHING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
+    if seconds < 0.9995:
+        return f"{_localized(seconds * 1000, 3)} ms" if seconds else "0 s"
+    if seconds < 59.95:
+        return f"{_localized(seconds, 3)} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
 
 
+def _localized(value: float, digits: int) -> str:
+    """Return a number with so many digits that count, in the way of the current language."""
+    # Rounded here, for Django cuts.
+    text = f"{float(f'{value:.{digits}g}'):.15f}".rstrip("0").rstrip(".")
+    return formats.number_format(text, decimal_pos=len(text.partition(".")[2]))
+
+
 def tokens_text(tokens: int | None) -> str:
     """Return a number of tokens with separators."""
-    return NOTHING if tokens is None else f"{tokens:,}"
+    return NOTHING if tokens is None else count_text(tokens)
+
+
+def count_text(count: int) -> str:
+    """Return a whole number with separators, in the way of the current language."""
+    return formats.number_format(count, use_l10n=True, force_grouping=True)
 
 
 def cost_text(usd: float | None) -> str:
     """Return a cost in US dollars; small ones are the rule."""
-    return NOTHING if usd is None else f"${usd:,.4f}"
+    return (
+        NOTHING
+        if usd is None
+        else f"${formats.number_format(f'{usd:.4f}', 4, force_grouping=True)}"
+    )
 
 
-def json_block(value: Any) -> SafeString | str:
-    """Return a payload as indented JSON, cut where it is too long for a page."""
-    if value is None:
+def short_id(run_id: str) -> SafeString:
+    """Return an id shortened, whole on hover and for copying."""
+    shown = run_id if len(run_id) <= SHORT_ID else f"{run_id[:8]}…{run_id[-4:]}"
+    return format_html(
+        '<code class="workflow-storage-id" title="{}" data-copy="{}">{}</code>',
+        run_id,
+        run_id,
+        shown,
+    )
+
+
+def time_ago(moment: datetime | None) -> SafeString | str:
+    """Return how long ago a time was, and when on hover."""
+    if moment is None:
         return NOTHING
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # A lone surrogate, which no page can hold.
-        text = json.dumps(value, indent=2)
-    return text_block(text)
+    now = timezone.now()
+    if moment > now:
+        text = _("just now")
+    else:
+        text = _("%(time)s ago") % {"time": timesince(moment, now, depth=1)}
+        if (now - moment).total_seconds() < 60:
+            text = _("just now")
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exact_time(moment), text
+    )
+
+
+def exact_time(moment: datetime) -> str:
+    """Return a time with its seconds, in the current time zone."""
+    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
+    return f"{formats.date_format(local, 'DATE_FORMAT')}, {local:%H:%M:%S.%f}"[:-3]
+
+
+def labels_block(labels: Mapping[str, str], urls: Mapping[str, str]) -> SafeString:
+    """Return labels, each a link to the runs that have it.
+
+    Args:
+        labels: names and texts.
+        urls: by name; a label without one is no link.
+    """
+    return format_html_join(
+        " ",
+        '<a class="workflow-storage-label" href="{}" title="{}={}"><b>{}</b> {}</a>',
+        (
+            (urls.get(name, ""), name, value, name, value if len(value) <= 24 else f"{value[:23]}…")
+            for name, value in labels.items()
+        ),
+    )
+
+
+def first_line(text: str | None, limit: int = 160) -> str:
+    """Return the first line of a text that says something, cut where it is long."""
+    line = next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def text_block(text: str | None) -> SafeString | str:
     """Return text with its line breaks, cut where it is too long for a page."""
     if not text:
         return NOTHING
-    if len(text) <= SHOWN_CHARACTERS:
-        return format_html('<pre class="workflow-storage-json">{}</pre>', text)
-    return format_html(
-        '<pre class="workflow-storage-json">{}</pre><p class="help">{}</p>',
-        text[:SHOWN_CHARACTERS],
-        _("The first %(shown)s of %(total)s characters.")
-        % {"shown": f"{SHOWN_CHARACTERS:,}", "total": f"{len(text):,}"},
+    shown = printable(text[:SHOWN_CHARACTERS])
+    block = format_html(
+        '<pre class="workflow-storage-json" tabindex="0" aria-label="{}">{}</pre>', _("Text"), shown
     )
+    if len(text) <= SHOWN_CHARACTERS:
+        return block
+    return format_html(
+        '{}<p class="help">{}</p>',
+        block,
+        _("The first %(shown)s of %(total)s characters.")
+        % {"shown": count_text(SHOWN_CHARACTERS), "total": count_text(len(text))},
+    )
+
+
+def printable(text: str) -> str:
+    """Return text without what no page can hold: lone surrogates and NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,98 +1,280 @@
-"""The runs in the admin: the list, and the page of a run with its states."""
+"""The runs in the admin: the list, and the page of a run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
-from django.template.loader import render_to_string
+from django.contrib.admin.utils import quote, unquote
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
+from workflow_storage.admin import selection
+from workflow_storage.admin.actions import RUN_ACTIONS, RunActions
 from workflow_storage.admin.base import ReadOnlyAdmin
+from workflow_storage.admin.charts import run_mark, strip
+from workflow_storage.admin.filters import (
+    AmountFilter,
+    LabelFilter,
+    SituationFilter,
+    StatusFilter,
+    TimeFilter,
+    WorkflowFilter,
+)
+from workflow_storage.admin.overview import is_short
 from workflow_storage.admin.rendering import (
+    NOTHING,
     cost_text,
+    count_text,
     duration_text,
-    json_block,
+    first_line,
+    labels_block,
+    short_id,
     status_badge,
-    text_block,
+    time_ago,
     tokens_text,
 )
+from workflow_storage.admin.run_list import PAGES, PRESETS, RunChangeList, StoreRunChangeList
+from workflow_storage.admin.run_page import RunPage
+from workflow_storage.admin.run_views import RunViews
+from workflow_storage.admin.trees import json_tree
 from workflow_storage.models import ExecutionState, WorkflowRun
-from workflow_storage.validation import MAX_WORKFLOW_NAME
+from workflow_storage.status import RunStatus
+from workflow_storage.validation import MAX_WORKFLOW_NAME, is_possible_id
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
+    from django.http import HttpRequest, HttpResponse
     from django.utils.safestring import SafeString
 
-SHOWN_STATES = 200
-"""States that the page of a run lists; the list of states has them all."""
+SHOWN_IN_STRIP = 100
+"""Runs of the page that the strip above it shows."""
+
+_PRESET_NAMES = {
+    "all": _("All"),
+    "failed_today": _("Failed today"),
+    "running": _("Running"),
+    "stalled": _("Stalled"),
+    "waiting": _("Waiting"),
+}
 
 
 @admin.register(WorkflowRun)
-class WorkflowRunAdmin(ReadOnlyAdmin):
+class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     """Shows runs, newest first."""
 
+    actions = tuple(RUN_ACTIONS)
+    change_list_template = "admin/workflow_storage/run_list.html"
+    change_form_template = "admin/workflow_storage/run.html"
     ordering = ("-started_at", "-id")
     longest_term = MAX_WORKFLOW_NAME
     payloads = ("config_snapshot", "inputs", "outputs", "error_message")
-    list_display = (
-        "id",
-        "workflow_name",
+    list_display: Any = (
+        "run",
         "status_badge",
-        "started_at",
+        "started",
         "duration",
+        "steps",
         "tokens",
         "cost",
     )
-    list_display_links = ("id", "workflow_name")
-    list_filter = ("status", "started_at")
+    list_display_links = None
+    list_filter: ClassVar[Any] = (
+        StatusFilter,
+        TimeFilter,
+        WorkflowFilter,
+        LabelFilter,
+        SituationFilter,
+        AmountFilter,
+    )
     search_fields = ("id", "workflow_name")
-    search_help_text = _("The whole id of a run, or the whole name of a workflow")
-    fieldsets = (
-        (None, {"fields": ("id", "workflow_name", "status_badge")}),
+    search_help_text = _(
+        "The beginning of an id or of a workflow's name, a label as name=value, or text of an error"
+    )
+    fieldsets: ClassVar[Any] = (
+        (_("Payloads"), {"fields": ("inputs_json", "outputs_json", "config_json")}),
         (
-            _("Result"),
+            _("All fields"),
             {
+                "classes": ("collapse",),
                 "fields": (
+                    "id",
+                    "workflow_name",
+                    "status",
                     "started_at",
                     "completed_at",
                     "duration",
+                    "attempt",
+                    "attempt_started_at",
                     "heartbeat_at",
+                    "worker",
                     "tokens",
                     "cost",
-                    "error",
-                )
+                    "parent_id",
+                    "forked_from_step",
+                    "labels_text",
+                ),
             },
         ),
-        (_("Payloads"), {"fields": ("inputs_json", "outputs_json", "config_json")}),
-        (_("States"), {"fields": ("states_table",), "classes": ("wide",)}),
     )
-    readonly_fields = (
-        "status_badge",
+    readonly_fields: ClassVar[Any] = (
         "duration",
         "tokens",
         "cost",
-        "error",
+        "labels_text",
         "inputs_json",
         "outputs_json",
         "config_json",
-        "states_table",
     )
+    stalled_after: ClassVar[timedelta] = timedelta(minutes=15)
+    """How long a running run can be silent before it is shown as stalled."""
 
-    def rows_found(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Return the run with that id, or the runs of the workflow with that name."""
-        by_id = queryset.filter(pk=term)
-        return by_id if by_id.exists() else queryset.filter(workflow_name=term)
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RunChangeList]:
+        return RunChangeList if self.store.alias is not None else StoreRunChangeList
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        """Return the actions that there are; on a store that is no database, none."""
+        return {} if self.store.alias is None else super().get_actions(request)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        here = {name: request.GET.get(name) for name in _OF_PRESETS if request.GET.get(name)}
+        presets = [
+            {
+                "name": _PRESET_NAMES[name],
+                "url": f"?{urlencode(parameters)}",
+                "selected": here == parameters,
+            }
+            for name, parameters in PRESETS
+        ]
+        return super().changelist_view(request, {"presets": presets, **(extra_context or {})})
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        changelist = super().get_changelist_instance(request)
+        oldest_first = reversed(changelist.result_list[:SHOWN_IN_STRIP])
+        marks = [run_mark(run, self.url_of(run.pk)) for run in oldest_first]
+        changelist.strip = strip(marks, title=str(_("These runs"))) if marks else ""
+        parameters = request.GET.copy()
+        for name in PAGES:
+            parameters.pop(name, None)
+        changelist.overview_url = f"{self.view_url('overview')}?{parameters.urlencode()}"
+        changelist.overview_at_once = is_short(changelist.selection)
+        return changelist
+
+    def found_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        """Return the run with an id, from the store that is shown."""
+        if self.store.alias is not None:
+            return super().found_object(request, object_id, from_field)
+        return self.store.runs.get(object_id) if is_possible_id(object_id) else None
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        run = self.get_object(request, unquote(object_id))
+        if run is None or not self.has_view_or_change_permission(request, run):
+            return super().change_view(request, object_id, form_url, extra_context)
+        page = RunPage(self, request, run)
+        context = {
+            "title": str(run.workflow_name),
+            "subtitle": None,
+            "page": page,
+            **(extra_context or {}),
+        }
+        return super().change_view(request, object_id, form_url, context)
+
+    @admin.display(description=_("run"))
+    def run(self, run: WorkflowRun) -> SafeString:
+        """Show the workflow, the id and the labels."""
+        url = self.url_of(run.pk)
+        labels = labels_block(run.labels, {name: self._labelled(name, run) for name in run.labels})
+        return format_html(
+            '<a class="workflow-storage-run" href="{}">{}</a> {}{}',
+            url,
+            run.workflow_name,
+            short_id(run.pk),
+            format_html('<div class="workflow-storage-labels">{}</div>', labels) if labels else "",
+        )
+
+    def _labelled(self, name: str, run: WorkflowRun) -> str:
+        return f"?{urlencode({selection.LABEL: f'{name}={run.labels[name]}'})}"
+
+    def url_of(self, run_id: str) -> str:
+        """Return the address of the page of a run."""
+        name = f"{self.admin_site.name}:workflow_storage_workflowrun_change"
+        return reverse(name, args=[quote(run_id)])
+
+    def states_url(self, run: WorkflowRun) -> str:
+        """Return the address of the list of a run's states; nothing where there is none."""
+        if not self.links_to(ExecutionState, run) or self.store.alias is None:
+            return ""
+        url = reverse(f"{self.admin_site.name}:workflow_storage_executionstate_changelist")
+        return f"{url}?{urlencode({'run__id__exact': run.pk})}"
 
     @admin.display(description=_("status"))
     def status_badge(self, run: WorkflowRun) -> SafeString:
-        """Show the status in its colour."""
-        return status_badge(run)
+        """Show the status in its colour, and why and where a failed run failed."""
+        badge = status_badge(run, self.mark_of(run))
+        detail = self._detail(run)
+        if not detail:
+            return badge
+        return format_html('{}<div class="workflow-storage-detail">{}</div>', badge, detail)
+
+    def mark_of(self, run: WorkflowRun) -> str:
+        """Return what is to be known beside the status of a run; nothing for the rule."""
+        if run.status == RunStatus.PENDING and run.waiting_for is not None:
+            return str(_("waiting"))
+        if run.status != RunStatus.RUNNING:
+            return ""
+        newest = getattr(run, "newest_state_at", None)
+        signs = (run.attempt_started_at or run.started_at, run.heartbeat_at, newest)
+        last = max(sign for sign in signs if sign is not None)
+        return str(_("stalled")) if last < timezone.now() - self.stalled_after else ""
+
+    def _detail(self, run: WorkflowRun) -> str | SafeString:
+        if run.status == RunStatus.PENDING and run.waiting_for is not None:
+            return format_html("{}", run.waiting_for)
+        if run.status != RunStatus.FAILED:
+            return ""
+        error = getattr(run, "error_start", None)
+        if error is None:
+            error = run.__dict__.get("error_message")
+        line = first_line(error, 120)
+        if run.current_node and self.viewer_of(run).sees_states:
+            return format_html("<b>{}</b> {}", run.current_node, line)
+        return line
+
+    @admin.display(description=_("started"))
+    def started(self, run: WorkflowRun) -> SafeString | str:
+        """Show how long ago the run was started."""
+        return time_ago(run.started_at)
 
     @admin.display(description=_("duration"))
-    def duration(self, run: WorkflowRun) -> str:
-        """Show how long the run took."""
-        return duration_text(run.duration_seconds)
+    def duration(self, run: WorkflowRun) -> str | SafeString:
+        """Show how long the run took, or takes by now, and where it is."""
+        if run.status != RunStatus.RUNNING:
+            return duration_text(run.duration_seconds)
+        since = run.attempt_started_at or run.started_at
+        elapsed = max(0.0, (timezone.now() - since).total_seconds()) + (run.duration_seconds or 0.0)
+        text = duration_text(elapsed)
+        if run.current_node and self.viewer_of(run).sees_states:
+            return format_html(
+                '{} <div class="workflow-storage-detail">{}</div>', text, run.current_node
+            )
+        return text
+
+    @admin.display(description=_("steps"))
+    def steps(self, run: WorkflowRun) -> str:
+        """Show how many checkpoints the run has saved."""
+        newest = getattr(run, "newest_step", None)
+        return NOTHING if newest is None else count_text(newest + 1)
 
     @admin.display(description=_("tokens"))
     def tokens(self, run: WorkflowRun) -> str:
@@ -104,42 +286,30 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         """Show the cost in US dollars."""
         return cost_text(run.total_cost_usd)
 
-    @admin.display(description=_("error"))
-    def error(self, run: WorkflowRun) -> SafeString | str:
-        """Show the error with its line breaks."""
-        return text_block(run.error_message)
+    @admin.display(description=_("labels"))
+    def labels_text(self, run: WorkflowRun) -> str:
+        """Show the labels."""
+        return ", ".join(f"{name}={value}" for name, value in run.labels.items()) or NOTHING
 
     @admin.display(description=_("inputs"))
     def inputs_json(self, run: WorkflowRun) -> SafeString | str:
         """Show the inputs."""
-        return json_block(run.inputs)
+        return self._payload(run, "inputs")
 
     @admin.display(description=_("outputs"))
     def outputs_json(self, run: WorkflowRun) -> SafeString | str:
         """Show the outputs."""
-        return json_block(run.outputs)
+        return self._payload(run, "outputs")
 
     @admin.display(description=_("configuration"))
     def config_json(self, run: WorkflowRun) -> SafeString | str:
         """Show the configuration."""
-        return json_block(run.config_snapshot)
+        return self._payload(run, "config_snapshot")
 
-    @admin.display(description=_("states"))
-    def states_table(self, run: WorkflowRun) -> SafeString:
-        """Show the first states in their order, and a link to all."""
-        states = list(
-            ExecutionState.objects.using(run._state.db)
-            .filter(run_id=run.pk)
-            .only("id", "step", "node_id", "created_at")
-            .order_by("step")[: SHOWN_STATES + 1]
-        )
-        return render_to_string(
-            "admin/workflow_storage/states_table.html",
-            {
-                "run": run,
-                "states": states[:SHOWN_STATES],
-                "more": len(states) > SHOWN_STATES,
-                "site": self.admin_site.name,
-                "links": self.links_to(ExecutionState, run),
-            },
-        )
+    def _payload(self, run: WorkflowRun, name: str) -> SafeString | str:
+        value = getattr(run, name)
+        url = self.view_url("payload", run.pk, name)
+        return json_tree(value, mask=self.viewer_of(run).mask, download_url=url, name=name)
+
+
+_OF_PRESETS = (selection.STATUS, selection.SINCE, selection.STALLED, selection.WAITING)

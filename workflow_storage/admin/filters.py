@@ -1,0 +1,213 @@
+"""The filters beside the list of runs: what `selection` understands, as links and small forms.
+
+They only show what can be chosen; the list itself carries out the selection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import admin
+from django.utils.translation import gettext_lazy as _
+
+from workflow_storage.admin import selection
+from workflow_storage.status import RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django.contrib.admin.views.main import ChangeList
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+
+
+_SITUATIONS = (_("Stalled"), _("Waiting"), _("Started by a run"))
+
+
+class SelectionFilter(admin.ListFilter):
+    """Takes its parameters out of those that Django would look up in the table."""
+
+    template = "admin/workflow_storage/filter.html"
+    parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        for name in self.parameters:
+            if name in params:
+                values = params.pop(name)
+                self.used_parameters[name] = values if isinstance(values, list) else [values]
+
+    def has_output(self) -> bool:
+        return True
+
+    def expected_parameters(self) -> list[str | None]:
+        return [*self.parameters]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset
+
+    @property
+    def chosen(self) -> str:
+        """What was chosen, for the line that shows where the filter is closed."""
+        return ", ".join(filter(None, map(self.value, self.parameters)))
+
+    def value(self, name: str) -> str:
+        """Return the value of a parameter as it was given, nothing without one."""
+        values: Any = self.used_parameters.get(name)
+        return str(values[0]) if values else ""
+
+
+class LinksFilter(SelectionFilter):
+    """Offers a link for each of some values of one parameter."""
+
+    links: ClassVar[tuple[tuple[str | None, Any], ...]] = ()
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Yield the links."""
+        (name, *others) = self.parameters
+        for value, text in ((None, _("All")), *self.links):
+            new = {name: value, **dict.fromkeys(others)}
+            yield {
+                "selected": self.value(name) == (value or "") and not any(map(self.value, others)),
+                "query_string": changelist.get_query_string(new),
+                "display": text,
+            }
+
+
+class StatusFilter(LinksFilter):
+    """By status."""
+
+    title = _("status")
+    parameters = (selection.STATUS,)
+    links = tuple(RunStatus.choices)
+
+
+class FormFilter(SelectionFilter):
+    """Offers fields to fill in, and a button, beside links."""
+
+    fields: ClassVar[tuple[tuple[str, Any, str], ...]] = ()
+    """Parameter, label and HTML type of each."""
+    links: ClassVar[tuple[tuple[str, Any], ...]] = ()
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Yield what the template shows: the links, and then the fields and what is to stay."""
+        first = self.parameters[0]
+        for value, text in (("", _("All")), *self.links):
+            others = dict.fromkeys(self.parameters[1:])
+            yield {
+                "selected": self.value(first) == value and not any(map(self.value, others)),
+                "query_string": changelist.get_query_string({first: value or None, **others}),
+                "display": text,
+            }
+        stay = [
+            (name, value)
+            for name, values in changelist.filter_params.items()
+            if name not in self.parameters
+            for value in (values if isinstance(values, list) else [values])
+        ]
+        yield {
+            "is_form": True,
+            "stay": stay,
+            "fields": [
+                {
+                    "name": name,
+                    "label": label,
+                    "type": kind,
+                    "value": self.value(name),
+                    "suggestions": self.suggestions(changelist, name),
+                }
+                for name, label, kind in self.fields
+            ],
+        }
+
+    def suggestions(self, changelist: ChangeList, name: str) -> list[str]:
+        """Return what a field offers while it is filled in."""
+        return []
+
+
+class TimeFilter(FormFilter):
+    """By the time of the start."""
+
+    title = _("start")
+    parameters = (selection.SINCE, selection.UNTIL)
+    links = (
+        ("1h", _("Last hour")),
+        ("24h", _("Last 24 hours")),
+        ("7d", _("Last 7 days")),
+        ("30d", _("Last 30 days")),
+    )
+    fields = (
+        (selection.SINCE, _("From (a date, or an age such as 90m)"), "text"),
+        (selection.UNTIL, _("Until"), "text"),
+    )
+
+
+class WorkflowFilter(FormFilter):
+    """By workflow."""
+
+    title = _("workflow")
+    parameters = (selection.WORKFLOW,)
+    fields = ((selection.WORKFLOW, _("Whole name"), "text"),)
+
+    def suggestions(self, changelist: ChangeList, name: str) -> list[str]:
+        """Return the first names of workflows there are."""
+        names: list[str] = getattr(changelist, "workflow_names", [])
+        return names
+
+
+class LabelFilter(FormFilter):
+    """By a label."""
+
+    title = _("label")
+    parameters = (selection.LABEL,)
+    fields = ((selection.LABEL, _("name=value"), "text"),)
+
+
+class SituationFilter(FormFilter):
+    """By what a run is in: stalled, waiting, started by another one."""
+
+    title = _("situation")
+    parameters = (
+        selection.STALLED,
+        selection.WAITING,
+        selection.HAS_PARENT,
+        selection.PARENT,
+    )
+
+    @property
+    def chosen(self) -> str:
+        """What was chosen."""
+        names = (selection.STALLED, selection.WAITING, selection.HAS_PARENT)
+        chosen = [
+            str(text) for name, text in zip(names, _SITUATIONS, strict=True) if self.value(name)
+        ]
+        return ", ".join([*chosen, *filter(None, [self.value(selection.PARENT)])])
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        """Yield the links."""
+        nothing = dict.fromkeys(self.parameters)
+        for name, text in (
+            ("", _("All")),
+            (selection.STALLED, _SITUATIONS[0]),
+            (selection.WAITING, _SITUATIONS[1]),
+            (selection.HAS_PARENT, _SITUATIONS[2]),
+        ):
+            new = {**nothing, name: "1"} if name else nothing
+            yield {
+                "selected": bool(self.value(name)) if name else not self.used_parameters,
+                "query_string": changelist.get_query_string(new),
+                "display": text,
+            }
+
+
+class AmountFilter(FormFilter):
+    """By what a run took."""
+
+    title = _("what it took")
+    parameters = (selection.SLOWER, selection.COSTLIER)
+    fields = (
+        (selection.SLOWER, _("Seconds, at least"), "text"),
+        (selection.COSTLIER, _("USD, at least"), "text"),
+    )

@@ -1,0 +1,286 @@
+"""The list of runs: a page of those that a `Selection` asks for, from a database or another store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import messages
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Substr
+from django.utils.translation import gettext as _
+
+from workflow_storage.admin import selection
+from workflow_storage.admin.changelist import AFTER, BEFORE, KeysetAdmin, KeysetChangeList
+from workflow_storage.admin.selection import ORDER, ORDERS, Selection, selection_of
+from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
+from workflow_storage.backends.orm.names import LAST, workflow_names
+from workflow_storage.backends.orm.run_rows import RunRows
+from workflow_storage.exceptions import RunNotFoundError
+from workflow_storage.filters import valid_filters
+from workflow_storage.models import ExecutionState
+from workflow_storage.querysets import NEWEST_LABELLED_FIRST
+from workflow_storage.validation import MAX_RUN_ID, MAX_WORKFLOW_NAME, is_possible_name
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from django.http import HttpRequest
+
+    from workflow_storage.base import StorageBackend
+
+LOOKED_THROUGH = 10_000
+"""Runs that are ordered by something else than their start, or searched for a text, at most."""
+
+ERROR_START = 300
+"""Characters of an error that the list reads."""
+
+
+class ListsRuns(KeysetAdmin):
+    """What the list needs of the admin of the runs."""
+
+    stalled_after: ClassVar[timedelta]
+
+    if TYPE_CHECKING:
+
+        @property
+        def store(self) -> StorageBackend: ...
+
+
+class RunChangeList(KeysetChangeList):
+    """The runs of a database that a selection asks for.
+
+    Attributes:
+        selection: what is asked for.
+        searched: what the search has looked for, in words.
+        notes: what is not looked at.
+    """
+
+    model_admin: ListsRuns
+    not_looked_up: ClassVar[tuple[str, ...]] = (*KeysetChangeList.not_looked_up, ORDER)
+
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        self.selection: Selection = selection_of(request.GET)
+        self.notes = [*self.selection.notes]
+        self.searched = ""
+        for problem in self.selection.problems:
+            messages.error(request, problem)
+        super().__init__(request, *args, **kwargs)
+
+    def get_query_string(self, new_params: Any = None, remove: Any = None) -> str:
+        # The order stays with pages; a filter keeps it, too.
+        if self.selection.order and ORDER not in (new_params or {}):
+            new_params = {ORDER: self.selection.order, **(new_params or {})}
+        return super().get_query_string(new_params, remove)
+
+    @property
+    def alias(self) -> str:
+        """The database that is shown."""
+        alias: str = self.root_queryset.db
+        return alias
+
+    @property
+    def workflow_names(self) -> list[str]:
+        """The first names of workflows, to choose from."""
+        return workflow_names(self.alias)
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
+        self._search(self.query.strip())
+        # All that is neither in the selection nor in the search: filters of a subclass.
+        query, self.query = self.query, ""
+        try:
+            self._others = super().get_queryset(request, exclude_parameters)
+        finally:
+            self.query = query
+        asked = self.selection
+        if asked.stalled:
+            self._others = self._others.stalled(self.model_admin.stalled_after)
+        self._others = self._others.filter(asked.condition(), self._found)
+        valid = RunRows(self.alias).rarest_first(asked.filters)
+        self.selection = asked._replace(filters=valid)
+        if valid.match_none:
+            self._others = self._others.none()
+        return self._narrowed(None)
+
+    def _narrowed(self, position: tuple[Any, ...] | None) -> QuerySet[Any]:
+        filters = self.selection.filters
+        position = None if position is None else (position[0], position[1])
+        runs = with_values(self._others, conditions_of(filters, position))
+        if self.selection.order:
+            return runs.order_by(ORDERS[self.selection.order], "-id")
+        return runs.order_by(*order_of(filters))
+
+    def _search(self, term: str) -> None:
+        """Find out what is searched for, and how: by an index, or in errors within a time."""
+        self._found = Q()
+        if not term:
+            return
+        name, equals, value = term.partition("=")
+        if equals and name and value:
+            self.searched = _("runs with the label %(label)s") % {"label": term}
+            labels = {**self.selection.filters.labels, name.strip(): value.strip()}
+            self._refine(labels=labels)
+            return
+        if not is_possible_name("q", term, MAX_WORKFLOW_NAME):
+            self._found = Q(pk__in=[])
+            return
+        runs = self.root_queryset
+        ids: list[str] = []
+        if len(term) <= MAX_RUN_ID:
+            begun = runs.filter(pk__gte=term, pk__lt=term + LAST).order_by("pk")
+            ids = list(begun.values_list("pk", flat=True)[:100])
+        if ids:
+            self.searched = _("runs whose id begins with %(term)s") % {"term": term}
+            self._found = Q(pk__in=[term] if term in ids else ids)
+            return
+        names = workflow_names(self.alias, term)
+        if names:
+            self.searched = _("runs of workflows whose name begins with %(term)s") % {"term": term}
+            chosen = self.selection.filters.workflow_names
+            kept = [term] if term in names else names
+            if chosen is not None:
+                kept = [one for one in kept if one in chosen]
+            self._refine(workflow_name=kept)
+            return
+        self.searched = _("%(term)s in the errors of the newest %(count)s failed runs") % {
+            "term": term,
+            "count": f"{LOOKED_THROUGH:,}",
+        }
+        failed = runs.filter(status="failed").order_by("-started_at")
+        after = self.selection.filters.started_after
+        if after is not None:
+            failed = failed.filter(started_at__gte=after)
+        last = failed.values_list("started_at", flat=True)[LOOKED_THROUGH : LOOKED_THROUGH + 1]
+        self._found = Q(status="failed", error_message__icontains=term)
+        for started_at in last:
+            self._found &= Q(started_at__gt=started_at)
+
+    def _refine(self, **more: Any) -> None:
+        asked = {**self.selection.run_filters(), **more}
+        self.selection = self.selection._replace(filters=valid_filters(asked))
+
+    def get_results(self, request: HttpRequest) -> None:
+        if not self.selection.order:
+            super().get_results(request)
+            return
+        by_start = self._narrowed(None).order_by(*order_of(self.selection.filters))
+        starts = by_start.values_list("started_at", flat=True)
+        for started_at in starts[LOOKED_THROUGH : LOOKED_THROUGH + 1]:
+            self.queryset = self.queryset.filter(started_at__gt=started_at)
+            self.notes.append(
+                _("Ordered are the newest %(count)s of these runs.")
+                % {"count": f"{LOOKED_THROUGH:,}"}
+            )
+        super().get_results(request)
+        self.next_page = None
+
+    def _page(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
+        states = ExecutionState._base_manager.using(self.alias).filter(run_id=OuterRef("pk"))
+        newest = states.order_by("-step")
+        return super()._page(
+            queryset.annotate(
+                newest_step=Subquery(newest.values("step")[:1]),
+                newest_state_at=Subquery(newest.values("created_at")[:1]),
+                error_start=Substr("error_message", 1, ERROR_START),
+            )
+        )
+
+    def older(self, before: str | None) -> QuerySet[Any]:
+        return self.queryset if before is None else self._narrowed(self.position(before))
+
+    def newer(self, after: str) -> QuerySet[Any]:
+        started_at, run_id = self.position(after)
+        labels = self.selection.filters.labels
+        if not labels:
+            return super().newer(after)
+        # All conditions on the rows of the label in one filter: they are of one row.
+        (name, value), *others = labels.items()
+        runs = with_values(
+            self._others, conditions_of(self.selection.filters._replace(labels=dict(others)))
+        )
+        newer = Q(label_rows__started_at__gt=started_at) | Q(label_rows__run_id__gt=run_id)
+        of_label = Q(label_rows__name=name, label_rows__value=value)
+        runs = runs.filter(of_label & newer & Q(label_rows__started_at__gte=started_at))
+        return runs.order_by(*NEWEST_LABELLED_FIRST).reverse()
+
+
+class StoreRunChangeList(RunChangeList):
+    """The runs of a store that is no Django database, as far as its contract goes."""
+
+    workflow_names: ClassVar[list[str]] = []
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
+        self._search(self.query.strip())
+        (self.filter_specs, self.has_filters, others, _many, self.has_active_filters) = (
+            self.get_filters(request)
+        )
+        self.clear_all_filters_qs = self.get_query_string(remove=self.get_filters_params())
+        if others or self.selection.needs_database:
+            self.notes.append(
+                _(
+                    "These runs are in %(store)s, which finds runs by status, workflow, label, "
+                    "parent and start only. Copy them into a database for the rest (copy_runs)."
+                )
+                % {"store": self.model_admin.store.name}
+            )
+        return self.root_queryset.none()
+
+    def _search(self, term: str) -> None:
+        self._run_id = ""
+        if not term:
+            return
+        name, equals, value = term.partition("=")
+        if equals and name and value:
+            self.searched = _("runs with the label %(label)s") % {"label": term}
+            self._refine(labels={**self.selection.filters.labels, name.strip(): value.strip()})
+            return
+        if not is_possible_name("q", term, MAX_WORKFLOW_NAME):
+            self._refine(workflow_name=[])
+        elif len(term) <= MAX_RUN_ID and self.model_admin.store.runs.get(term) is not None:
+            self.searched = _("the run %(id)s") % {"id": term}
+            self._run_id = term
+        else:
+            self.searched = _("runs of the workflow %(name)s") % {"name": term}
+            self._refine(workflow_name=[term])
+
+    def get_results(self, request: HttpRequest) -> None:
+        runs, wanted = self.model_admin.store.runs, self.list_per_page + 1
+        before = request.GET.get(BEFORE)
+        filters = self.selection.run_filters()
+        try:
+            if self._run_id:
+                found = runs.get(self._run_id)
+                rows = [] if found is None else [found]
+            elif self.selection.stalled:
+                rows = runs.list_stalled(self.model_admin.stalled_after)[:wanted]
+            elif self.selection.filters.match_none:
+                rows = []
+            else:
+                rows = runs.list_runs(before=before, limit=wanted, **filters)
+        except RunNotFoundError as exc:
+            raise IncorrectLookupParameters(exc) from exc
+        has_older = len(rows) == wanted
+        self.result_list = rows[: self.list_per_page]
+        self.result_count = self.full_result_count = len(self.result_list)
+        self.show_full_result_count = self.can_show_all = self.multi_page = False
+        self.show_admin_actions = bool(rows)
+        self.previous_page = None
+        self.next_page = (
+            self.get_query_string({BEFORE: self.result_list[-1].pk}) if has_older else None
+        )
+        self.first_page = None if before is None else self.get_query_string()
+        count = len(self.result_list)
+        self.count_text = f"{count:,}+" if has_older else f"{count:,}"
+
+
+PAGES = (BEFORE, AFTER)
+"""What a page of the list is named by."""
+
+PRESETS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("all", {}),
+    ("failed_today", {selection.STATUS: "failed", selection.SINCE: "24h"}),
+    ("running", {selection.STATUS: "running"}),
+    ("stalled", {selection.STALLED: "1"}),
+    ("waiting", {selection.WAITING: "1"}),
+)
+"""The views above the list, with their parameters."""

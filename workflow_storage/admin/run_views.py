@@ -1,0 +1,386 @@
+"""The further pages of a run: its state at a step, a comparison with another run, and downloads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils.http import content_disposition_header, urlencode
+from django.utils.translation import gettext as _
+
+from workflow_storage.admin.diffs import diff_block
+from workflow_storage.admin.overview import overview
+from workflow_storage.admin.rendering import (
+    cost_text,
+    count_text,
+    duration_text,
+    exact_time,
+    status_badge,
+    tokens_text,
+)
+from workflow_storage.admin.run_page import SHOWN_STEPS, RunPage
+from workflow_storage.admin.selection import selection_of
+from workflow_storage.admin.trees import json_tree
+from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
+from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.factory import configured_alias, create_storage_backend
+from workflow_storage.filters import valid_filters
+from workflow_storage.models import WorkflowRun
+from workflow_storage.serialization import json_size
+from workflow_storage.status import RunStatus
+from workflow_storage.validation import MAX_COUNT, PAYLOADS, is_possible_id, run_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.http import HttpRequest
+    from django.utils.safestring import SafeString
+
+    from workflow_storage.admin.masking import Mask
+    from workflow_storage.base import Checkpoint, RunFilters, StorageBackend
+
+
+class NodeRow(NamedTuple):
+    """A node in two runs, side by side."""
+
+    name: str
+    counts: tuple[int, int]
+    seconds: tuple[str, str]
+    tokens: tuple[str, str]
+    costs: tuple[str, str]
+
+
+class RunViews:
+    """Adds the pages to the admin of the runs."""
+
+    if TYPE_CHECKING:
+        admin_site: Any
+        may_view_states: Callable[[HttpRequest], bool]
+        mask: Callable[[HttpRequest], Mask]
+        has_view_or_change_permission: Callable[..., bool]
+
+    @property
+    def store(self) -> StorageBackend:
+        """The project's own store."""
+        return create_storage_backend()
+
+    def get_urls(self) -> list[Any]:
+        """Return the addresses of the pages of runs, and those that Django has."""
+        wrap = self.admin_site.admin_view
+        views: list[tuple[str, Any, str]] = [
+            ("overview/", self.overview_view, "overview"),
+            ("<path:object_id>/states/<int:step>/", self.state_view, "state"),
+            ("<path:object_id>/states/<int:step>/file/", self.state_file_view, "state_file"),
+            ("<path:object_id>/states/", self.state_of_view, "states"),
+            ("<path:object_id>/payload/<slug:name>/", self.payload_view, "payload"),
+            ("<path:object_id>/file/", self.file_view, "file"),
+            ("<path:object_id>/compare/<path:other_id>/", self.compare_view, "compare"),
+            ("<path:object_id>/compare/", self.compare_with_view, "compare_with"),
+            ("<path:object_id>/live/", self.live_view, "live"),
+        ]
+        urls: list[Any] = super().get_urls()  # type: ignore[misc]
+        return [
+            *(
+                path(route, wrap(view), name=f"workflow_storage_run_{n}")
+                for route, view, n in views
+            ),
+            *urls,
+        ]
+
+    def view_url(self, view: str, *args: Any) -> str:
+        """Return the address of one of the pages of runs."""
+        quoted = [quote(arg) if isinstance(arg, str) else arg for arg in args]
+        if view == "payload":
+            quoted[1] = args[1]
+        return reverse(f"{self.admin_site.name}:workflow_storage_run_{view}", args=quoted)
+
+    def list_url(self) -> str:
+        """Return the address of the list of runs."""
+        return reverse(f"{self.admin_site.name}:workflow_storage_workflowrun_changelist")
+
+    def query(self, name: str, value: str) -> str:
+        """Return the end of the address of a list with one parameter."""
+        return f"?{urlencode({name: value})}"
+
+    def brief_runs(
+        self, limit: int, before: WorkflowRun | None = None, **filters: Unpack[RunFilters]
+    ) -> list[WorkflowRun]:
+        """Return runs, newest first, from a database without what can be large."""
+        if self.store.alias is None:
+            return self.store.runs.list_runs(before=before, limit=limit, **filters)
+        valid = valid_filters(filters)
+        position = None if before is None else (before.started_at, before.pk)
+        runs = with_values(
+            WorkflowRun.objects.using(configured_alias()), conditions_of(valid, position)
+        )
+        return list(runs.order_by(*order_of(valid)).defer(*PAYLOADS, "error_message")[:limit])
+
+    def newer_run(self, run: WorkflowRun) -> WorkflowRun | None:
+        """Return the run of the same workflow that was started after another; only in a database."""
+        if self.store.alias is None:
+            return None
+        runs = WorkflowRun.objects.using(configured_alias()).filter(
+            workflow_name=run.workflow_name, started_at__gte=run.started_at
+        )
+        later = runs.exclude(started_at=run.started_at, pk__lte=run.pk)
+        return later.order_by("started_at", "id").defer(*PAYLOADS, "error_message").first()
+
+    def _run(self, request: HttpRequest, object_id: str, *, states: bool = False) -> WorkflowRun:
+        """Return the run of a page, if there is one and the user may see it.
+
+        Raises:
+            PermissionDenied, Http404: if not.
+        """
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        if states and not self.may_view_states(request):
+            raise PermissionDenied
+        run_id = unquote(object_id)
+        run = self.store.runs.get(run_id) if is_possible_id(run_id) else None
+        if run is None:
+            raise Http404(_("There is no such run."))
+        return run
+
+    def _context(self, request: HttpRequest, run: WorkflowRun, title: str) -> dict[str, Any]:
+        return {
+            **self.admin_site.each_context(request),
+            "opts": WorkflowRun._meta,
+            "title": title,
+            "run": run,
+            "run_url": self.url_of(run.pk),  # type: ignore[attr-defined]
+            "list_url": self.list_url(),
+            "media": self.media,  # type: ignore[attr-defined]
+        }
+
+    def _response(
+        self, request: HttpRequest, template: str, context: dict[str, Any]
+    ) -> HttpResponse:
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, f"admin/workflow_storage/{template}", context)
+
+    def overview_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the charts above the list; with ``fragment``, nothing around them."""
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        parameters = request.GET.copy()
+        is_fragment = bool(parameters.pop("fragment", None))
+        asked = selection_of(parameters)
+        context = {
+            "overview": overview(self.store.runs, asked, parameters, self.list_url()),
+            "list_url": f"{self.list_url()}?{parameters.urlencode()}",
+        }
+        if is_fragment:
+            return self._response(request, "overview_charts.html", context)
+        around = {
+            **self.admin_site.each_context(request),
+            "opts": WorkflowRun._meta,
+            "title": _("Runs over time"),
+            "media": self.media,  # type: ignore[attr-defined]
+        }
+        return self._response(request, "overview.html", {**around, **context})
+
+    def state_of_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Lead to the page of the step that is asked for, or of the newest one."""
+        run = self._run(request, object_id, states=True)
+        step = request.GET.get("step", "")
+        if not step.isdecimal() or len(step) > len(str(MAX_COUNT)):
+            newest = self.store.states.get_latest_checkpoint(run.pk)
+            step = str(newest["step"]) if newest else "0"
+        return HttpResponseRedirect(self.view_url("state", run.pk, int(step)))
+
+    def state_view(self, request: HttpRequest, object_id: str, step: int) -> HttpResponse:
+        """Show the state at a step: after, before, and what the node changed."""
+        run = self._run(request, object_id, states=True)
+        states, mask = self.store.states, self.mask(request)
+        steps = list(states.iter_steps(run.pk))
+        numbers = [one["step"] for one in steps]
+        damage = ""
+        after = before = None
+        try:
+            after = states.get_state(run.pk, step) if step <= MAX_COUNT else None
+            before = states.get_state(run.pk, step - 1) if step else None
+        except DamagedStateError as exc:
+            damage = str(exc)
+        if after is None and not damage:
+            raise Http404(_("There is no such step."))
+        place = numbers.index(step) if step in numbers else None
+        context = {
+            **self._context(
+                request, run, _("Step %(step)s of %(run)s") % {"step": step, "run": run}
+            ),
+            "step": step,
+            "checkpoint": after,
+            "created": exact_time(after["created_at"]) if after else "",
+            "duration": duration_text(after["duration_seconds"]) if after else "",
+            "tokens": tokens_text(after["tokens"]) if after else "",
+            "cost": cost_text(after["cost_usd"]) if after else "",
+            "size": count_text(json_size(after["state_data"])) if after else "",
+            "first": numbers[0] if numbers else 0,
+            "last": numbers[-1] if numbers else 0,
+            "previous_url": self._beside(run, numbers, place, -1),
+            "next_url": self._beside(run, numbers, place, +1),
+            "slider_url": self.view_url("states", run.pk),
+            "damage": damage,
+            "is_first": before is None,
+            "after_tree": self._tree(run, after, mask),
+            "before_tree": self._tree(run, before, mask),
+            "difference": diff_block(
+                before["state_data"] if before else {}, after["state_data"], mask=mask
+            )
+            if after
+            else "",
+        }
+        return self._response(request, "run_state.html", context)
+
+    def _tree(self, run: WorkflowRun, checkpoint: Checkpoint | None, mask: Mask) -> Any:
+        if checkpoint is None:
+            return ""
+        url = self.view_url("state_file", run.pk, checkpoint["step"])
+        return json_tree(checkpoint["state_data"], mask=mask, download_url=url, name="state")
+
+    def _beside(
+        self, run: WorkflowRun, numbers: list[int], place: int | None, distance: int
+    ) -> str:
+        if place is None or not 0 <= place + distance < len(numbers):
+            return ""
+        return self.view_url("state", run.pk, numbers[place + distance])
+
+    def state_file_view(self, request: HttpRequest, object_id: str, step: int) -> HttpResponse:
+        """Send the state at a step as a file, without secrets for who may not see them."""
+        run = self._run(request, object_id, states=True)
+        checkpoint = self.store.states.get_state(run.pk, step) if step <= MAX_COUNT else None
+        if checkpoint is None:
+            raise Http404(_("There is no such step."))
+        return self._file(request, checkpoint["state_data"], f"{run.pk}-{step}.json")
+
+    def payload_view(self, request: HttpRequest, object_id: str, name: str) -> HttpResponse:
+        """Send a payload as a file, without secrets for who may not see them."""
+        run = self._run(request, object_id)
+        if name not in PAYLOADS:
+            raise Http404(_("There is no such payload."))
+        return self._file(request, getattr(run, name), f"{run.pk}-{name}.json")
+
+    def file_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Send a run without its states as a file, without secrets for who may not see them."""
+        run = self._run(request, object_id)
+        fields = run_fields(run)
+        sees = self.may_view_states(request)
+        if not sees:
+            fields.pop("current_node")
+        attempts = [one._asdict() for one in self.store.runs.list_attempts(run.pk)]
+        for attempt in attempts:
+            if not sees:
+                attempt.pop("node")
+        steps = list(self.store.states.iter_steps(run.pk)) if sees else []
+        data = {"run": fields, "attempts": attempts, "steps": steps}
+        return self._file(request, data, f"{run.pk}.json")
+
+    def _file(self, request: HttpRequest, value: Any, name: str) -> HttpResponse:
+        masked = self.mask(request).masked(value)
+        text = json.dumps(masked, indent=2, default=str)
+        response = HttpResponse(text, content_type="application/json")
+        response["Content-Disposition"] = content_disposition_header(True, name) or "attachment"
+        return response
+
+    def compare_with_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Lead to the comparison with the run whose id was filled in."""
+        run = self._run(request, object_id)
+        other = request.GET.get("with", "").strip()
+        if not is_possible_id(other) or self.store.runs.get(other) is None:
+            self.message_user(  # type: ignore[attr-defined]
+                request, _("There is no run with the id %(id)s.") % {"id": other}, "ERROR"
+            )
+            return HttpResponseRedirect(self.url_of(run.pk))  # type: ignore[attr-defined]
+        return HttpResponseRedirect(self.view_url("compare", run.pk, other))
+
+    def compare_view(self, request: HttpRequest, object_id: str, other_id: str) -> HttpResponse:
+        """Show two runs side by side: fields, payloads, nodes and final states."""
+        run, other = self._run(request, object_id), self._run(request, other_id)
+        mask, sees = self.mask(request), self.may_view_states(request)
+        final: SafeString | str = ""
+        if sees:
+            try:
+                newest = [self.store.states.get_latest_state(one.pk) for one in (other, run)]
+                final = diff_block(*newest, mask=mask)
+            except DamagedStateError as exc:
+                final = str(exc)
+        context = {
+            **self._context(request, run, _("Two runs compared")),
+            "other": other,
+            "other_url": self.url_of(other.pk),  # type: ignore[attr-defined]
+            "swap_url": self.view_url("compare", other.pk, run.pk),
+            "facts": self._facts(other, run),
+            "payloads": [
+                (title, diff_block(getattr(other, name), getattr(run, name), mask=mask))
+                for title, name in (
+                    (_("Inputs"), "inputs"),
+                    (_("Configuration"), "config_snapshot"),
+                    (_("Outputs"), "outputs"),
+                )
+            ],
+            "nodes": self._nodes(other, run) if sees else [],
+            "sees_states": sees,
+            "final": final,
+        }
+        return self._response(request, "run_compare.html", context)
+
+    def _facts(self, *runs: WorkflowRun) -> list[tuple[str, list[Any]]]:
+        return [
+            (_("Workflow"), [run.workflow_name for run in runs]),
+            (_("Status"), [status_badge(run) for run in runs]),
+            (_("Started"), [exact_time(run.started_at) for run in runs]),
+            (_("Duration"), [duration_text(run.duration_seconds) for run in runs]),
+            (_("Tokens"), [tokens_text(run.total_tokens) for run in runs]),
+            (_("Cost"), [cost_text(run.total_cost_usd) for run in runs]),
+            (_("Attempts"), [str(run.attempt) for run in runs]),
+        ]
+
+    def _nodes(self, *runs: WorkflowRun) -> list[NodeRow]:
+        names: dict[str, None] = {}
+        totals: list[dict[str, list[Any]]] = []
+        for run in runs:
+            of_run: dict[str, list[Any]] = {}
+            for step in self.store.states.iter_steps(run.pk):
+                names[step["node_id"]] = None
+                total = of_run.setdefault(step["node_id"], [0, None, None, None])
+                total[0] += 1
+                for place, name in enumerate(("duration_seconds", "tokens", "cost_usd"), 1):
+                    value = step[name]  # type: ignore[literal-required]
+                    if value is not None:
+                        total[place] = (total[place] or 0) + value
+                if step["step"] >= SHOWN_STEPS:
+                    break
+            totals.append(of_run)
+        rows = []
+        for name in names:
+            ours, theirs = (total.get(name, [0, None, None, None]) for total in totals)
+            rows.append(
+                NodeRow(
+                    name,
+                    (ours[0], theirs[0]),
+                    (duration_text(ours[1]), duration_text(theirs[1])),
+                    (tokens_text(ours[2]), tokens_text(theirs[2])),
+                    (cost_text(ours[3]), cost_text(theirs[3])),
+                )
+            )
+        return rows
+
+    def live_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Send the regions of the page of a run that change while it goes on."""
+        run = self._run(request, object_id)
+        page = RunPage(self, request, run)  # type: ignore[arg-type]
+        regions = {
+            name: render_to_string(
+                f"admin/workflow_storage/run_{name}.html", {"page": page, "run": run}, request
+            )
+            for name in ("head", "progress")
+        }
+        return JsonResponse(
+            {"ended": RunStatus(run.status).is_terminal, "status": run.status, "regions": regions}
+        )
