@@ -1,6 +1,8 @@
 """A sample workflow: a text document, node by node, to a digest of it.
 
-Each node takes the state of the run and changes it; after each, the state is stored.
+Each node takes the state of the run and changes it; after each, the state is stored. Nothing here asks
+a language model; the tokens and USD that a run notes are what one at this price would take to read
+the same text.
 """
 
 import hashlib
@@ -13,6 +15,9 @@ from typing import Any
 from workflow_storage import RecordedRun, StorageBackend, record_run, resume_run
 
 WORKFLOW_NAME = "document-digest"
+
+BYTES_PER_TOKEN = 4
+USD_PER_MILLION_TOKENS = 0.15
 
 State = dict[str, Any]
 Node = Callable[[State, bytes], None]
@@ -104,31 +109,53 @@ def nodes(state: State) -> Iterator[tuple[str, Node]]:
     yield "digest", digest
 
 
-def start(backend: StorageBackend, document: Path) -> str:
-    """Digest a document in a new run, and give the run's id."""
+def start(backend: StorageBackend, document: Path, *, damaged_at: int | None = None) -> str:
+    """Digest a document in a new run, and give the run's id.
+
+    Args:
+        backend: where the run is stored.
+        document: the document.
+        damaged_at: the place of a byte that is read as one that is no UTF-8, as if the document
+            had been damaged on its way here.
+    """
+    content = document.read_bytes()
+    inputs: State = {"document": str(document)}
+    if damaged_at is not None:
+        inputs["damaged_at"] = damaged_at
+        content = content[:damaged_at] + b"\xff" + content[damaged_at + 1 :]
     with record_run(
         WORKFLOW_NAME,
-        inputs={"document": str(document)},
+        inputs=inputs,
+        config={"usd_per_million_tokens": USD_PER_MILLION_TOKENS},
         labels={"document": document.name},
         backend=backend,
     ) as run:
-        _go_on(run, document)
+        _go_on(run, document, content)
     return run.run_id
 
 
 def resume(backend: StorageBackend, run_id: str, document: Path) -> None:
-    """Go on with a failed run from its last checkpoint."""
+    """Go on with a failed run from its last checkpoint, with the document as it is."""
     with resume_run(run_id, backend=backend) as run:
-        _go_on(run, document)
+        _go_on(run, document, document.read_bytes())
 
 
-def _go_on(run: RecordedRun, document: Path) -> None:
-    content = document.read_bytes()
+def _go_on(run: RecordedRun, document: Path, content: bytes) -> None:
     state = run.state or {}
     for name, node in nodes(state):
         if not run.done(name):
             with run.node(name):
-                node(state, content)
+                try:
+                    node(state, content)
+                except UnicodeDecodeError as exc:
+                    exc.add_note(f"Read by {name}, from {document}")
+                    raise
+                tokens = _bytes_read(name, state) // BYTES_PER_TOKEN
+                if tokens:
+                    run.add_usage(
+                        tokens=tokens,
+                        cost_usd=round(tokens * USD_PER_MILLION_TOKENS / 1_000_000, 8),
+                    )
                 run.save_state(state)
     run.outputs = {
         "sections": len(state["sections"]),
@@ -136,6 +163,14 @@ def _go_on(run: RecordedRun, document: Path) -> None:
         "keywords": state["keywords"],
         "digest": state["digest"],
     }
+
+
+def _bytes_read(node: str, state: State) -> int:
+    """Return how many bytes of text a node has read."""
+    sections = state["sections"] if node not in {"load", "split"} else []
+    if node.startswith("statistics-"):
+        sections = [sections[int(node.removeprefix("statistics-")) - 1]]
+    return sum(section["end"] - section["start"] for section in sections)
 
 
 def _text(section: State, document: bytes) -> str:
