@@ -15,6 +15,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
+from workflow_storage.admin.rendering import count_text
 from workflow_storage.paging import LARGE_FIELDS, LARGE_PAGE, PageLength, size_of
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class KeysetChangeList(ChangeList):
     def _count_text(self, count: int | None) -> str:
         if count is None:
             count = self.queryset.order_by()[: COUNTED + 1].count()
-        return f"{COUNTED:,}+" if count > COUNTED else f"{count:,}"
+        return f"{count_text(COUNTED)}+" if count > COUNTED else count_text(count)
 
     def _page(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
         """Return the rows of the page, and whether there are more.

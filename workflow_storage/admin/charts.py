@@ -19,13 +19,14 @@ from django.utils import timezone
 from django.utils.formats import date_format, get_format, number_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext, pgettext
 
 from workflow_storage.admin.rendering import (
+    ago_text,
     cost_text,
     count_text,
+    dollars_text,
     duration_text,
     tokens_text,
 )
@@ -212,12 +213,12 @@ def run_mark(run: WorkflowRun, url: str) -> RunMark:
         "workflow": run.workflow_name,
         "status": run.get_status_display(),
         "duration": duration_text(run.duration_seconds),
-        "ago": timesince(run.started_at, depth=1),
+        "ago": ago_text(run.started_at),
     }
     if run.duration_seconds is None:
-        title = _("%(workflow)s %(status)s, %(ago)s ago") % words
+        title = _("%(workflow)s %(status)s, %(ago)s") % words
     else:
-        title = _("%(workflow)s %(status)s after %(duration)s, %(ago)s ago") % words
+        title = _("%(workflow)s %(status)s after %(duration)s, %(ago)s") % words
     return RunMark(url, str(run.status), run.duration_seconds, title)
 
 
@@ -415,7 +416,7 @@ def duration_lines(
                     _percent((place + 0.5) / len(points)),
                     _pixels(_TOP + _PLOT - axis.height(seconds)),
                 )
-        text = _("%(label)s: half within %(p50)s, 95%% within %(p95)s") % {
+        text = _("%(label)s: half within %(p50)s, 95 percent within %(p95)s") % {
             "label": point.label,
             "p50": duration_text(p50),
             "p95": duration_text(p95),
@@ -431,7 +432,7 @@ def duration_lines(
         behind=_lines(lines, axis),
         legend=[
             (_line_swatch("p50"), _("p50: half of the runs within")),
-            (_line_swatch("p95"), _("p95: 95% of the runs within")),
+            (_line_swatch("p95"), _("p95: 95 percent of the runs within")),
         ],
         headings=("p50", "p95"),
     )
@@ -462,7 +463,7 @@ def amount_bars(
             title, _("No costs in this time.") if is_cost else _("No tokens in this time.")
         )
     ticks = round_ticks(most, least=0 if is_cost else 1)
-    axis = Axis(ticks, lambda value: _amount_tick(value, ticks[1], "$" if is_cost else ""))
+    axis = Axis(ticks, lambda value: _amount_tick(value, ticks[1], is_cost=is_cost))
     columns = []
     for place, (point, value) in enumerate(zip(points, values, strict=True)):
         bar, title_text = _NO_MARKUP, _nothing(point)
@@ -770,16 +771,23 @@ def _duration_tick(seconds: float) -> str:
     return duration_text(seconds) if seconds else "0"
 
 
-def _amount_tick(value: float, step: float, unit: str) -> str:
+def _amount_tick(value: float, step: float, *, is_cost: bool) -> str:
     """Return an amount in short: 200k, $0.05."""
-    size, suffix = next(
-        ((size, suffix) for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if step >= size),
-        (1.0, ""),
-    )
     if not value:
         return "0"
+    # Translators: short for a billion, a million and a thousand, behind a number on an axis.
+    billion, million, thousand = (
+        pgettext("number", "%(number)sB"),
+        pgettext("number", "%(number)sM"),
+        pgettext("number", "%(number)sk"),
+    )
+    size, text = next(
+        (one for one in ((1e9, billion), (1e6, million), (1e3, thousand)) if step >= one[0]),
+        (1.0, "%(number)s"),
+    )
     decimals = max(-math.floor(math.log10(step / size)), 0)
-    return f"{unit}{number_format(value / size, decimals)}{suffix}"
+    amount = text % {"number": number_format(value / size, decimals)}
+    return dollars_text(amount) if is_cost else amount
 
 
 def _nothing(point: TimePoint) -> str:

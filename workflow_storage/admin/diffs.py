@@ -12,6 +12,7 @@ from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from workflow_storage.admin.rendering import count_text
 from workflow_storage.diff import Change, TextLine, diff, path_text, text_lines
 
 if TYPE_CHECKING:
@@ -174,8 +175,8 @@ def _row_of_texts(change: Change, mask: Mask, *, is_open: bool) -> _Row:
         change.kind,
         _path(change.path),
         lines=_lines(lines),
-        summary=_("Lines: %(added)d added, %(removed)d removed")
-        % {"added": kinds["added"], "removed": kinds["removed"]},
+        summary=_("Lines: %(added)s added, %(removed)s removed")
+        % {name: count_text(kinds[name]) for name in ("added", "removed")},
         is_open=is_open,
     )
 
@@ -185,8 +186,8 @@ def _lines(lines: list[TextLine]) -> list[_Line]:
     more = len(lines) - _LINES
     shown = [_line(line) for line in _excerpts(lines[:_LINES])]
     if more > 0:
-        text = ngettext("%(count)d more line", "%(count)d more lines", more) % {"count": more}
-        shown.append(_Line("gap", f"… {text}"))
+        text = ngettext("%(count)s more line", "%(count)s more lines", more)
+        shown.append(_Line("gap", f"… {text % {'count': count_text(more)}}"))
     return shown
 
 
@@ -194,8 +195,8 @@ def _line(line: TextLine) -> _Line:
     text = _shown(line.text, _LINE_LENGTH)
     if line.kind == "gap":
         count = int(line.text)
-        text = ngettext("%(count)d line the same", "%(count)d lines the same", count)
-        text = f"… {text % {'count': count}}"
+        text = ngettext("%(count)s line the same", "%(count)s lines the same", count)
+        text = f"… {text % {'count': count_text(count)}}"
     return _Line(line.kind, text)
 
 

@@ -152,7 +152,7 @@ def _rankings(summaries: list[RunSummary], parameters: QueryDict, url: str) -> l
                 for one in slowest[:RANKED]
             ],
             title=_("Slowest workflows"),
-            value_heading=_("95 % take at most"),
+            value_heading=_("95 percent take at most"),
         ),
     ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
+from django.utils.translation import npgettext_lazy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,16 @@ SHOWN_CHARACTERS = 100_000
 
 SHORT_ID = 14
 """Characters of an id that is shown whole."""
+
+# Django's own words for `timesince`, which some languages inflect here.
+_AGO: dict[str, Any] = {
+    "year": npgettext_lazy("ago", "%(num)d year", "%(num)d years", "num"),
+    "month": npgettext_lazy("ago", "%(num)d month", "%(num)d months", "num"),
+    "week": npgettext_lazy("ago", "%(num)d week", "%(num)d weeks", "num"),
+    "day": npgettext_lazy("ago", "%(num)d day", "%(num)d days", "num"),
+    "hour": npgettext_lazy("ago", "%(num)d hour", "%(num)d hours", "num"),
+    "minute": npgettext_lazy("ago", "%(num)d minute", "%(num)d minutes", "num"),
+}
 
 
 def status_badge(run: WorkflowRun, mark: str = "") -> SafeString:
@@ -76,11 +87,14 @@ def count_text(count: int) -> str:
 
 def cost_text(usd: float | None) -> str:
     """Return a cost in US dollars; small ones are the rule."""
-    return (
-        NOTHING
-        if usd is None
-        else f"${formats.number_format(f'{usd:.4f}', 4, force_grouping=True)}"
-    )
+    if usd is None:
+        return NOTHING
+    return dollars_text(formats.number_format(f"{usd:.4f}", 4, force_grouping=True))
+
+
+def dollars_text(amount: str) -> str:
+    """Return an amount, written as the current language does, with the sign of the US dollar."""
+    return _("$%(amount)s") % {"amount": amount}
 
 
 def short_id(run_id: str) -> SafeString:
@@ -98,22 +112,27 @@ def time_ago(moment: datetime | None) -> SafeString | str:
     """Return how long ago a time was, and when on hover."""
     if moment is None:
         return NOTHING
-    now = timezone.now()
-    if moment > now:
-        text = _("just now")
-    else:
-        text = _("%(time)s ago") % {"time": timesince(moment, now, depth=1)}
-        if (now - moment).total_seconds() < 60:
-            text = _("just now")
     return format_html(
-        '<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exact_time(moment), text
+        '<time datetime="{}" title="{}">{}</time>',
+        moment.isoformat(),
+        exact_time(moment),
+        ago_text(moment),
     )
+
+
+def ago_text(moment: datetime) -> str:
+    """Return how long ago a time was, in words."""
+    now = timezone.now()
+    if (now - moment).total_seconds() < 60:
+        return _("just now")
+    return _("%(time)s ago") % {"time": timesince(moment, now, time_strings=_AGO, depth=1)}
 
 
 def exact_time(moment: datetime) -> str:
     """Return a time with its seconds, in the current time zone."""
     local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
-    return f"{formats.date_format(local, 'DATE_FORMAT')}, {local:%H:%M:%S.%f}"[:-3]
+    date, point = formats.date_format(local, "DATE_FORMAT"), formats.get_format("DECIMAL_SEPARATOR")
+    return f"{date}, {local:%H:%M:%S}{point}{local.microsecond // 1000:03}"
 
 
 def labels_block(labels: Mapping[str, str], urls: Mapping[str, str]) -> SafeString:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from workflow_storage.admin import selection
 from workflow_storage.admin.changelist import AFTER, BEFORE, KeysetAdmin, KeysetChangeList
+from workflow_storage.admin.rendering import count_text
 from workflow_storage.admin.selection import ORDER, ORDERS, Selection, selection_of
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
 from workflow_storage.backends.orm.names import LAST, workflow_names
@@ -144,7 +145,7 @@ class RunChangeList(KeysetChangeList):
             return
         self.searched = _("%(term)s in the errors of the newest %(count)s failed runs") % {
             "term": term,
-            "count": f"{LOOKED_THROUGH:,}",
+            "count": count_text(LOOKED_THROUGH),
         }
         failed = runs.filter(status="failed").order_by("-started_at")
         after = self.selection.filters.started_after
@@ -169,7 +170,7 @@ class RunChangeList(KeysetChangeList):
             self.queryset = self.queryset.filter(started_at__gt=started_at)
             self.notes.append(
                 _("Ordered are the newest %(count)s of these runs.")
-                % {"count": f"{LOOKED_THROUGH:,}"}
+                % {"count": count_text(LOOKED_THROUGH)}
             )
         super().get_results(request)
         self.next_page = None
@@ -205,8 +206,13 @@ class RunChangeList(KeysetChangeList):
 
 
 class StoreRunChangeList(RunChangeList):
-    """The runs of a store that is no Django database, as far as its contract goes."""
+    """The runs of a store that is no Django database, as far as its contract goes.
 
+    Attributes:
+        searched_ids: the run that was searched for by its id; None if none was.
+    """
+
+    searched_ids: list[str] | None
     workflow_names: ClassVar[list[str]] = []
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
@@ -226,7 +232,7 @@ class StoreRunChangeList(RunChangeList):
         return self.root_queryset.none()
 
     def _search(self, term: str) -> None:
-        self._run_id = ""
+        self.searched_ids = None
         if not term:
             return
         name, equals, value = term.partition("=")
@@ -238,7 +244,7 @@ class StoreRunChangeList(RunChangeList):
             self._refine(workflow_name=[])
         elif len(term) <= MAX_RUN_ID and self.model_admin.store.runs.get(term) is not None:
             self.searched = _("the run %(id)s") % {"id": term}
-            self._run_id = term
+            self.searched_ids = [term]
         else:
             self.searched = _("runs of the workflow %(name)s") % {"name": term}
             self._refine(workflow_name=[term])
@@ -248,9 +254,9 @@ class StoreRunChangeList(RunChangeList):
         before = request.GET.get(BEFORE)
         filters = self.selection.run_filters()
         try:
-            if self._run_id:
-                found = runs.get(self._run_id)
-                rows = [] if found is None else [found]
+            if self.searched_ids is not None:
+                found = [runs.get(run_id) for run_id in self.searched_ids]
+                rows = [run for run in found if run is not None]
             elif self.selection.stalled:
                 rows = runs.list_stalled(self.model_admin.stalled_after)[:wanted]
             elif self.selection.filters.match_none:
@@ -270,7 +276,7 @@ class StoreRunChangeList(RunChangeList):
         )
         self.first_page = None if before is None else self.get_query_string()
         count = len(self.result_list)
-        self.count_text = f"{count:,}+" if has_older else f"{count:,}"
+        self.count_text = f"{count_text(count)}+" if has_older else count_text(count)
 
 
 PAGES = (BEFORE, AFTER)

@@ -50,7 +50,7 @@ class NodeRow(NamedTuple):
     """A node in two runs, side by side."""
 
     name: str
-    counts: tuple[int, int]
+    counts: tuple[str, str]
     seconds: tuple[str, str]
     tokens: tuple[str, str]
     costs: tuple[str, str]
@@ -363,7 +363,7 @@ class RunViews:
             rows.append(
                 NodeRow(
                     name,
-                    (ours[0], theirs[0]),
+                    (count_text(ours[0]), count_text(theirs[0])),
                     (duration_text(ours[1]), duration_text(theirs[1])),
                     (tokens_text(ours[2]), tokens_text(theirs[2])),
                     (cost_text(ours[3]), cost_text(theirs[3])),
