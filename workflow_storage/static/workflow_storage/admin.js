@@ -3,13 +3,17 @@
 (() => {
   "use strict";
 
+  // What a reader sees is written by the template, in the reader's language.
+  const words = document.currentScript.dataset;
+  const copyWhat = (what) => words.wordCopyWhat.replace("{what}", () => what);
+
   for (const element of document.querySelectorAll("[data-copy]")) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "workflow-storage-copy";
-    button.textContent = gettextOr("copy");
+    button.textContent = words.wordCopy;
     button.title = element.dataset.copy;
-    button.setAttribute("aria-label", `${gettextOr("Copy")} ${element.dataset.copy}`);
+    button.setAttribute("aria-label", copyWhat(element.dataset.copy));
     button.addEventListener("click", () => copy(element.dataset.copy, button));
     element.after(button);
   }
@@ -24,11 +28,7 @@
   });
   for (const key of document.querySelectorAll(".workflow-storage-tree-key")) {
     const path = key.closest("[data-path]")?.dataset.path;
-    if (path) key.title = `${gettextOr("Copy")} ${path}`;
-  }
-
-  function gettextOr(text) {
-    return typeof window.gettext === "function" ? window.gettext(text) : text;
+    if (path) key.title = copyWhat(path);
   }
 
   async function copy(text, where) {
