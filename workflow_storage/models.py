@@ -5,6 +5,7 @@ from typing import Any
 
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.deltas import (
@@ -238,7 +239,8 @@ class ExecutionState(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.run_id} step {self.step} ({self.node_id})"
+        words = {"run": self.run_id, "step": self.step, "node": self.node_id}
+        return gettext("%(run)s step %(step)s (%(node)s)") % words
 
     @property
     def state_data(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class SelectionFilter(admin.ListFilter):
 
     template = "admin/workflow_storage/filter.html"
     parameters: ClassVar[tuple[str, ...]] = ()
+    links: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    """Values of the first parameter, and how they are shown."""
 
     def __init__(
         self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any
@@ -51,7 +53,9 @@ class SelectionFilter(admin.ListFilter):
     @property
     def chosen(self) -> str:
         """What was chosen, for the line that shows where the filter is closed."""
-        return ", ".join(filter(None, map(self.value, self.parameters)))
+        texts = dict(self.links)
+        values = filter(None, map(self.value, self.parameters))
+        return ", ".join(str(texts.get(value, value)) for value in values)
 
     def value(self, name: str) -> str:
         """Return the value of a parameter as it was given, nothing without one."""
@@ -61,8 +65,6 @@ class SelectionFilter(admin.ListFilter):
 
 class LinksFilter(SelectionFilter):
     """Offers a link for each of some values of one parameter."""
-
-    links: ClassVar[tuple[tuple[str | None, Any], ...]] = ()
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the links."""
@@ -89,7 +91,6 @@ class FormFilter(SelectionFilter):
 
     fields: ClassVar[tuple[tuple[str, Any, str], ...]] = ()
     """Parameter, label and HTML type of each."""
-    links: ClassVar[tuple[tuple[str, Any], ...]] = ()
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield what the template shows: the links, and then the fields and what is to stay."""
