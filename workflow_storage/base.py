@@ -167,6 +167,9 @@ class RunFilters(TypedDict, total=False):
     """Runs that this run started, or that were forked from it."""
     waiting: bool | None
     """Runs that were suspended and wait for something; with False, all others."""
+    error: str | None
+    """Runs whose error_message has this text, upper or lower case; of letters beyond ASCII as the
+    database compares them. Redis has no search over errors, and refuses it."""
 
 
 class FinishedRunFilters(TypedDict, total=False):
@@ -239,6 +242,23 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         """Count the matching runs."""
 
     acount_runs = async_twin(count_runs)
+
+    def list_ids(self, beginning: str, *, limit: int = 10) -> list[str]:
+        """Return the ids that begin with a text, for who has typed only the beginning of one.
+
+        A backend can override it with one that reads no runs.
+
+        Args:
+            beginning: the text; with an empty one, any ids.
+            limit: how many at most; where there are more, which of them is not said.
+
+        Returns:
+            The ids in their order.
+        """
+        matching = (run.id for run in self.iter_runs() if run.id.startswith(beginning))
+        return sorted(itertools.islice(matching, limit))
+
+    alist_ids = async_twin(list_ids)
 
     @abstractmethod
     def update(self, /, run_id: str, *, attempt: int | None = None, **fields: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workflow_storage.base import FinishedRunFilters, RunFilters
+from workflow_storage.serialization import is_utf8
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_COUNT,
@@ -41,13 +42,15 @@ class ValidFilters(NamedTuple):
     parent_id: str | None
     waiting: bool | None
     """Whether a run has to be suspended, or must not; None for any."""
+    error: str | None
+    """What its error has to contain, in lower case; None for any."""
     match_none: bool
     """Whether no run can match: an impossible name, or no status at all."""
 
     @property
     def is_one_label(self) -> bool:
         """Whether nothing but one label is asked for, and a time of the start."""
-        others = (self.workflow_names, self.statuses, self.parent_id, self.waiting)
+        others = (self.workflow_names, self.statuses, self.parent_id, self.waiting, self.error)
         return len(self.labels) == 1 and all(other is None for other in others)
 
     def matches(self, run: WorkflowRun) -> bool:
@@ -61,6 +64,7 @@ class ValidFilters(NamedTuple):
             and all(run.labels.get(name) == value for name, value in self.labels.items())
             and self.parent_id in (None, run.parent_id)
             and self.waiting in (None, is_waiting(run))
+            and (self.error is None or self.error in (run.error_message or "").lower())
         )
 
 
@@ -148,6 +152,11 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
     waiting = filters.get("waiting")
     if waiting not in (None, True, False):
         raise TypeError(f"waiting is {waiting!r}. Pass True, False or None.")
+    error = filters.get("error")
+    if not isinstance(error, str | None):
+        raise TypeError(f"error is a {type(error).__name__}. Pass a text or None.")
+    # Errors are stored without these.
+    possible = possible and (error is None or ("\0" not in error and is_utf8(error)))
     return ValidFilters(
         names,
         statuses,
@@ -155,6 +164,7 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
         labels={plain_text(name): plain_text(value) for name, value in labels.items()},
         parent_id=None if parent_id is None else plain_text(parent_id),
         waiting=waiting,
+        error=None if error is None else error.lower(),
         match_none=not possible or [] in (names, statuses),
     )
 

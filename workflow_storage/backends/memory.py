@@ -214,6 +214,12 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
                 runs = [run for run in runs if _place(run) < last]
             return [run.copied() for run in runs[:limit]]
 
+    def list_ids(self, beginning: str, *, limit: int = 10) -> list[str]:
+        """See `AbstractWorkflowRunRepository.list_ids`."""
+        valid_count("limit", limit)
+        with self._store.lock:
+            return [one for one in sorted(self._store.runs) if one.startswith(beginning)][:limit]
+
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """See `AbstractWorkflowRunRepository.count_runs`."""
         with self._store.lock:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db.models import Model, OuterRef, Q, Subquery
-from django.db.models.lookups import Exact
+from django.db.models import Model, OuterRef, Q, Subquery, Value
+from django.db.models.functions import Lower, StrIndex
+from django.db.models.lookups import Exact, GreaterThan
 
 from workflow_storage.backends.orm.compiled_queries import Parameter
 from workflow_storage.models import WorkflowRun, WorkflowRunLabel
@@ -119,10 +120,18 @@ def order_of(filters: ValidFilters) -> tuple[str, str]:
 Position = tuple["datetime", str]
 """The start and the id of a run."""
 
+
+def _has_error(text: Any) -> Q:
+    # By LIKE, the case of letters would count on some databases and not on others.
+    value = text if isinstance(text, Parameter) else Value(text)
+    return Q(GreaterThan(StrIndex(Lower("error_message"), Lower(value)), 0))
+
+
 _WHERE: dict[str, tuple[str, Callable[..., Q]]] = {
     "started_after": ("started_at", lambda time: Q(started_at__gte=time)),
     "started_before": ("started_at", lambda time: Q(started_at__lt=time)),
     "parent_id": ("parent_id", lambda parent: Q(parent_id=parent)),
+    "error": ("error_message", _has_error),
 }
 _WAITING: dict[bool, Callable[..., Q]] = {True: lambda: IS_WAITING, False: lambda: ~IS_WAITING}
 

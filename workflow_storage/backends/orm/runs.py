@@ -179,6 +179,17 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         )
 
     @reading
+    def list_ids(self, beginning: str, *, limit: int = 10) -> list[str]:
+        """See `AbstractWorkflowRunRepository.list_ids`."""
+        valid_count("limit", limit)
+        if beginning and not is_possible_id(beginning):
+            return []
+        # Ids are compared byte for byte, so that those that begin alike come one after another.
+        following = self._rows.runs.filter(pk__gte=plain_text(beginning)).order_by("pk")
+        ids = following.values_list("pk", flat=True)[:limit]
+        return [run_id for run_id in ids if run_id.startswith(beginning)]
+
+    @reading
     def count_runs(self, **filters: Unpack[RunFilters]) -> int:
         """See `AbstractWorkflowRunRepository.count_runs`."""
         valid = valid_filters(filters)

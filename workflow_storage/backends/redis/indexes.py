@@ -61,6 +61,11 @@ class NewestRuns:
     def __init__(
         self, store: RedisStore, filters: ValidFilters, before: bytes | None = None
     ) -> None:
+        if filters.error is not None:
+            raise StorageError(
+                "Redis has no search over errors. Look for failed runs by their workflow, labels or "
+                "time; or copy them to a database with copy_runs, and search there."
+            )
         self._store = store
         self._filters = filters
         self._before = before

@@ -172,6 +172,18 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             for run in emptied(page):
                 yield run
 
+    def _list_ids(self, beginning: str, *, limit: int = 10) -> Operation[list[str]]:
+        valid_count("limit", limit)
+        newest = NewestRuns(self.store, valid_filters({}))
+        found: list[str] = []
+        while len(found) < limit and (entries := (yield from newest.entries(PAGE))):
+            run_ids = [run_id for _, run_id in map(parsed_entry, entries)]
+            found += [run_id for run_id in run_ids if run_id.startswith(beginning)]
+        return sorted(found[:limit])
+
+    list_ids = blocking(_list_ids)
+    alist_ids = awaitable(_list_ids)
+
     def _count_runs(self, **filters: Unpack[RunFilters]) -> Operation[int]:
         valid = valid_filters(filters)
         if valid.match_none:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.utils import timezone
 
-from workflow_storage import RunFilters, RunStatus, StorageBackend, WorkflowRun
+from workflow_storage import RunFilters, RunStatus, StorageBackend, StorageError, WorkflowRun
 from workflow_storage.filters import valid_filters
 from workflow_storage.testing.sample_runs import ids, newest_first, read_run, stored_run
 
@@ -65,6 +65,42 @@ class FindingContract:
         assert ids(backend.runs.list_runs(labels={"user": "4"})) == [run.id]
         backend.runs.delete(run.id)
         assert backend.runs.count_runs(labels={"user": "4"}) == 0
+
+    def test_ids_are_found_by_their_beginning(self, backend: StorageBackend) -> None:
+        stored = ["a", "ab-1", "ab-2", "ab_", "aB-1", "b", "\N{GRINNING FACE}x", "a%"]
+        for run_id in stored:
+            stored_run(backend, id=run_id)
+
+        assert backend.runs.list_ids("ab") == ["ab-1", "ab-2", "ab_"]
+        assert backend.runs.list_ids("ab-1") == ["ab-1"]
+        assert backend.runs.list_ids("a%") == ["a%"]
+        assert backend.runs.list_ids("\N{GRINNING FACE}") == ["\N{GRINNING FACE}x"]
+        assert len(backend.runs.list_ids("a", limit=2)) == 2
+        assert backend.runs.list_ids("c") == []
+        assert backend.runs.list_ids("\0") == []
+        assert sorted(backend.runs.list_ids("")) == sorted(stored)
+
+    def test_runs_are_found_by_their_error_or_it_is_said_that_they_cannot_be(
+        self, backend: StorageBackend
+    ) -> None:
+        run = stored_run(backend, status="failed", error_message="ValueError: 100% of A_B\nat x")
+        stored_run(backend, status="failed", error_message="ValueError: 1000 of AxB")
+        stored_run(backend, status="completed")
+
+        try:
+            found = backend.runs.list_runs(error="100% of a_b")
+        except StorageError as exc:
+            assert "no search over errors" in str(exc)
+            with pytest.raises(StorageError, match="no search over errors"):
+                backend.runs.count_runs(error="x")
+            return
+        assert ids(found) == [run.id]
+        assert backend.runs.count_runs(error="valueERROR") == 2
+        assert ids(list(backend.runs.iter_runs(error="A_B\nAT", status="failed"))) == [run.id]
+        assert backend.runs.list_runs(error="100% of a_b", before=run) == []
+        assert backend.runs.count_runs(error="nothing") == 0
+        assert backend.runs.count_runs(error="\0") == 0
+        assert backend.runs.summarize(error="a_b", by=())[0].runs == 1
 
     def test_pages_of_a_label_give_every_run_once_in_order(self, backend: StorageBackend) -> None:
         now = timezone.now()
