@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from django.utils import formats, timezone
@@ -23,6 +24,9 @@ NOTHING = "-"
 
 SHOWN_CHARACTERS = 100_000
 """Characters of an error that a page shows."""
+
+LEAST_COST = 0.0001
+"""The smallest cost that is shown, in US dollars."""
 
 SHORT_ID = 14
 """Characters of an id that is shown whole."""
@@ -70,8 +74,9 @@ def duration_text(seconds: float | None) -> str:
 
 def _localized(value: float, digits: int) -> str:
     """Return a number with so many digits that count, in the way of the current language."""
-    # Rounded here, for Django cuts.
-    text = f"{float(f'{value:.{digits}g}'):.15f}".rstrip("0").rstrip(".")
+    # Rounded here, for Django cuts; in decimal, for in binary 41.6 is not 41.6.
+    text = f"{Decimal(f'{value:.{digits}g}'):f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
     return formats.number_format(text, decimal_pos=len(text.partition(".")[2]))
 
 
@@ -86,10 +91,13 @@ def count_text(count: int) -> str:
 
 
 def cost_text(usd: float | None) -> str:
-    """Return a cost in US dollars; small ones are the rule."""
+    """Return a cost in US dollars; one that is too small to be shown is not shown as none."""
     if usd is None:
         return NOTHING
-    return dollars_text(formats.number_format(f"{usd:.4f}", 4, force_grouping=True))
+    is_less = 0 < usd < LEAST_COST / 2
+    shown = LEAST_COST if is_less else usd
+    text = dollars_text(formats.number_format(f"{shown:.4f}", 4, force_grouping=True))
+    return f"<{text}" if is_less else text
 
 
 def dollars_text(amount: str) -> str:
