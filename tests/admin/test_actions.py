@@ -17,7 +17,9 @@ from django.utils import timezone, translation
 from tests.admin.acting import ActingAdmin, site
 from tests.admin.conftest import add_runs
 from workflow_storage import WorkflowRun, create_storage_backend, record_run, resume_run
-from workflow_storage.admin import actions
+from workflow_storage.admin import actions, chosen
+from workflow_storage.admin.progress import Progress
+from workflow_storage.admin.run_actions import RUN_ACTIONS
 from workflow_storage.exceptions import RunLostError, StorageUnavailableError
 from workflow_storage.factory import forget
 from workflow_storage.testing import read_run, stored_run
@@ -158,8 +160,8 @@ class TestPermissions:
         else:
             assert f'value="{action}"' not in page.content.decode()
             assert b"progress" not in asked.content
-        progress = actions.Progress(timezone.now(), run.started_at, run.pk)
-        signed = progress.signed(actions.RUN_ACTIONS[action])
+        progress = Progress(timezone.now(), run.started_at, run.pk)
+        signed = progress.signed(RUN_ACTIONS[action])
         ask(client, action, run, confirmed="yes", progress=signed, **ANSWERS[action])
         if not NEEDS[action] <= USERS[who] or not may_view:
             assert snapshot(backend) == before
@@ -232,7 +234,7 @@ class TestAsking:
     def test_all_that_match_are_counted_up_to_a_bound(
         self, admin_client, monkeypatch, django_assert_max_num_queries, count, shown
     ):
-        monkeypatch.setattr(actions, "COUNTED", 10)
+        monkeypatch.setattr(chosen, "COUNTED", 10)
         add_runs(count, status="running")
 
         with django_assert_max_num_queries(8) as captured:
@@ -545,7 +547,7 @@ class TestGoingOn:
         self, admin_client, backend, monkeypatch
     ):
         monkeypatch.setattr(actions, "MAX_RUNS", 500)
-        monkeypatch.setattr(actions, "BATCH", 70)
+        monkeypatch.setattr("workflow_storage.admin.progress.BATCH", 70)
         add_runs(1200, status="running")
         other = stored_run(backend, id="other", status="completed")
         query = "?status__exact=running"

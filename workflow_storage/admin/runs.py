@@ -14,7 +14,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.admin import selection
-from workflow_storage.admin.actions import RUN_ACTIONS, RunActions
+from workflow_storage.admin.actions import RunActions
 from workflow_storage.admin.base import ReadOnlyAdmin
 from workflow_storage.admin.charts import run_mark, strip
 from workflow_storage.admin.filters import (
@@ -38,6 +38,7 @@ from workflow_storage.admin.rendering import (
     time_ago,
     tokens_text,
 )
+from workflow_storage.admin.run_actions import RUN_ACTIONS
 from workflow_storage.admin.run_list import PAGES, PRESETS, RunChangeList, StoreRunChangeList
 from workflow_storage.admin.run_page import RunPage
 from workflow_storage.admin.run_views import RunViews
@@ -134,10 +135,6 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RunChangeList]:
         return RunChangeList if self.store.alias is not None else StoreRunChangeList
-
-    def get_actions(self, request: HttpRequest) -> Any:
-        """Return the actions that there are; on a store that is no database, none."""
-        return {} if self.store.alias is None else super().get_actions(request)
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         here = {name: request.GET.get(name) for name in _OF_PRESETS if request.GET.get(name)}
