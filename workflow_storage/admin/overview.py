@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
     from workflow_storage.admin.selection import Selection
-    from workflow_storage.base import AbstractWorkflowRunRepository
+    from workflow_storage.base import RunFilters, StorageBackend
     from workflow_storage.summaries import RunSummary
 
 AT_ONCE = timedelta(days=7, minutes=1)
@@ -62,21 +63,20 @@ def is_short(asked: Selection) -> bool:
     return before - after <= AT_ONCE
 
 
-def overview(
-    runs: AbstractWorkflowRunRepository, asked: Selection, parameters: QueryDict, url: str
-) -> Overview:
+def overview(store: StorageBackend, asked: Selection, parameters: QueryDict, url: str) -> Overview:
     """Sum up the runs of a selection in two statements.
 
     Args:
-        runs: where they are.
+        store: where they are.
         asked: the selection; what only a database can tell is left out.
         parameters: the parameters of the list.
         url: of the list.
     """
     after, before = window(asked)
-    filters = {**asked.run_filters(), "started_after": after, "started_before": before}
+    filters = asked.run_filters()
+    filters["started_after"], filters["started_before"] = after, before
     time, starts = time_steps(after, before)
-    by_time, by_workflow = _summaries(runs, time, filters, parameters)
+    by_time, by_workflow = _summaries(store, time, filters, parameters)
 
     def url_of(start: datetime, end: datetime) -> str:
         return url + _query(
@@ -99,17 +99,34 @@ def overview(
 
 
 def _summaries(
-    runs: AbstractWorkflowRunRepository, time: str, filters: Any, parameters: QueryDict
+    store: StorageBackend, time: str, filters: RunFilters, parameters: QueryDict
 ) -> tuple[list[RunSummary], list[RunSummary]]:
-    def sums() -> tuple[list[RunSummary], list[RunSummary]]:
-        return runs.summarize(by=time, **filters), runs.summarize(by="workflow_name", **filters)
+    """Return the summaries by time and by workflow; those of a longer time are kept for an hour."""
 
-    if filters["started_before"] - filters["started_after"] <= AT_ONCE:
+    def sums() -> tuple[list[RunSummary], list[RunSummary]]:
+        by_time = store.runs.summarize(by=time, **filters)
+        by_workflow = store.runs.summarize(by="workflow_name", **filters)
+        # Nobody reads how many runs took how long, and a cache may take no more than a megabyte.
+        brief = [[one._replace(durations={}) for one in some] for some in (by_time, by_workflow)]
+        return brief[0], brief[1]
+
+    after, before = filters["started_after"], filters["started_before"]
+    if after is None or before is None or before - after <= AT_ONCE:
         return sums()
-    asked = urlencode(sorted(parameters.lists()), doseq=True)
-    key = f"workflow_storage.overview.{timezone.get_current_timezone_name()}.{hash(asked)}"
-    found: Any = cache.get_or_set(key, sums, KEPT)
+    found: Any = cache.get_or_set(_kept_as(store, time, filters, parameters), sums, KEPT)
     return found[0], found[1]
+
+
+def _kept_as(store: StorageBackend, time: str, filters: RunFilters, parameters: QueryDict) -> str:
+    """Return the key of what is kept: alike for all who ask the same store for the same runs."""
+    # "30d" is another time at every moment, and meant to be the same one for an hour.
+    asked = {
+        **filters,
+        "started_after": parameters.get(selection.SINCE),
+        "started_before": parameters.get(selection.UNTIL),
+    }
+    told = repr((store.name, store.alias, timezone.get_current_timezone_name(), time, asked))
+    return f"workflow_storage.overview.{hashlib.sha256(told.encode()).hexdigest()}"
 
 
 def _rankings(summaries: list[RunSummary], parameters: QueryDict, url: str) -> list[SafeString]:

@@ -24,7 +24,7 @@ from workflow_storage.admin.rendering import (
     status_badge,
     tokens_text,
 )
-from workflow_storage.admin.run_page import SHOWN_STEPS, RunPage
+from workflow_storage.admin.run_page import FIRST, SHOWN_STEPS, RunPage
 from workflow_storage.admin.selection import selection_of
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
@@ -78,6 +78,7 @@ class RunViews:
             ("<path:object_id>/states/<int:step>/", self.state_view, "state"),
             ("<path:object_id>/states/<int:step>/file/", self.state_file_view, "state_file"),
             ("<path:object_id>/states/", self.state_of_view, "states"),
+            ("<path:object_id>/steps/", self.steps_view, "steps"),
             ("<path:object_id>/payload/<slug:name>/", self.payload_view, "payload"),
             ("<path:object_id>/file/", self.file_view, "file"),
             ("<path:object_id>/compare/<path:other_id>/", self.compare_view, "compare"),
@@ -172,7 +173,7 @@ class RunViews:
         is_fragment = bool(parameters.pop("fragment", None))
         asked = selection_of(parameters)
         context = {
-            "overview": overview(self.store.runs, asked, parameters, self.list_url()),
+            "overview": overview(self.store, asked, parameters, self.list_url()),
             "list_url": f"{self.list_url()}?{parameters.urlencode()}",
         }
         if is_fragment:
@@ -188,11 +189,19 @@ class RunViews:
     def state_of_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Lead to the page of the step that is asked for, or of the newest one."""
         run = self._run(request, object_id, states=True)
-        step = request.GET.get("step", "")
-        if not step.isdecimal() or len(step) > len(str(MAX_COUNT)):
+        step = _number(request.GET.get("step", ""))
+        if step is None:
             newest = self.store.states.get_latest_checkpoint(run.pk)
-            step = str(newest["step"]) if newest else "0"
-        return HttpResponseRedirect(self.view_url("state", run.pk, int(step)))
+            step = newest["step"] if newest else 0
+        return HttpResponseRedirect(self.view_url("state", run.pk, step))
+
+    def steps_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Show all steps in a table, from the one that is asked for on."""
+        run = self._run(request, object_id, states=True)
+        page = RunPage(self, request, run)  # type: ignore[arg-type]
+        table = page.all_steps(_number(request.GET.get(FIRST, "")) or 0)
+        context = self._context(request, run, _("All steps of %(run)s") % {"run": run})
+        return self._response(request, "run_steps.html", {**context, "table": table})
 
     def state_view(self, request: HttpRequest, object_id: str, step: int) -> HttpResponse:
         """Show the state at a step: after, before, and what the node changed."""
@@ -384,3 +393,8 @@ class RunViews:
         return JsonResponse(
             {"ended": RunStatus(run.status).is_terminal, "status": run.status, "regions": regions}
         )
+
+
+def _number(text: str) -> int | None:
+    """Return the number of a step that a user has written; None for what can be none."""
+    return int(text) if text.isdecimal() and len(text) <= len(str(MAX_COUNT)) else None

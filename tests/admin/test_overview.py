@@ -1,0 +1,84 @@
+"""The overview: what is summed up at once, and what is kept for an hour, and for whom."""
+
+import re
+import time
+from datetime import UTC, datetime
+
+import pytest
+from django.core.cache import cache
+from django.urls import reverse
+
+from workflow_storage.admin import overview
+from workflow_storage.testing import stored_run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache():
+    cache.clear()
+    yield
+    cache.clear()
+
+
+def runs_shown(client, **parameters):
+    """Return how many runs the overview counts."""
+    url = reverse("admin:workflow_storage_run_overview")
+    page = client.get(url, {"fragment": 1, **parameters}).content.decode()
+    return sum(map(int, re.findall(r"completed (\d+)<", page)))
+
+
+def test_seven_days_are_summed_up_each_time(admin_client, backend):
+    stored_run(backend, status="completed")
+    assert runs_shown(admin_client, since="7d") == 1
+    stored_run(backend, status="completed")
+    assert runs_shown(admin_client, since="7d") == 2
+
+
+def test_more_days_are_kept(admin_client, backend, django_assert_num_queries):
+    stored_run(backend, status="completed")
+    assert runs_shown(admin_client, since="30d") == 1
+    stored_run(backend, status="completed")
+
+    with django_assert_num_queries(2):  # the session and the user
+        assert runs_shown(admin_client, since="30d") == 1
+
+
+def test_they_are_summed_up_again_after_their_time(admin_client, backend, monkeypatch):
+    monkeypatch.setattr(overview, "KEPT", 0.05)
+    stored_run(backend, status="completed")
+    assert runs_shown(admin_client, since="30d") == 1
+    stored_run(backend, status="completed")
+
+    time.sleep(0.1)
+
+    assert runs_shown(admin_client, since="30d") == 2
+
+
+def test_each_filter_and_each_store_has_its_own(admin_client, backend, settings):
+    for number in range(4):
+        stored_run(
+            backend,
+            status="completed",
+            workflow_name=f"workflow-{number % 2}",
+            labels={"tenant": "a"} if number else {},
+        )
+    stored_run(backend, status="failed", workflow_name="workflow-0")
+
+    assert runs_shown(admin_client, since="30d") == 4
+    assert runs_shown(admin_client, since="30d", workflow="workflow-0") == 2
+    assert runs_shown(admin_client, since="30d", label="tenant=a") == 3
+    assert runs_shown(admin_client, since="30d", status__exact="failed") == 0
+    assert runs_shown(admin_client, since="60d", until="30d") == 0
+    settings.WORKFLOW_STORAGE = "memory://another"
+    assert runs_shown(admin_client, since="30d") == 0
+
+
+def test_a_time_is_a_day_of_the_time_zone(admin_client, backend, settings):
+    stored_run(backend, status="completed", started_at=datetime(2026, 1, 31, 23, 30, tzinfo=UTC))
+    times = {"since": "2026-01-01", "until": "2026-01-31"}
+    assert runs_shown(admin_client, **times) == 1
+
+    settings.TIME_ZONE = "Europe/Berlin"
+
+    assert runs_shown(admin_client, **times) == 0
