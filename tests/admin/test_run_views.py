@@ -127,6 +127,25 @@ def test_the_slider_leads_to_a_step_and_nonsense_to_the_newest(admin_client, fai
     assert admin_client.get(url_of("state", failed, 2**40)).status_code == 404
 
 
+def test_a_long_run_is_folded_by_node_and_its_steps_are_on_pages(admin_client, backend):
+    run = stored_run(backend, status="running")
+    writer = backend.states.writer(run.id)
+    for step in range(501):
+        writer.save_state({}, f"node-{step % 3}")
+
+    assert f'href="{url_of("steps", run)}"' in text_of(admin_client, page_of(run))
+    first = text_of(admin_client, url_of("steps", run))
+    assert url_of("state", run, 499) in first
+    assert url_of("state", run, 500) not in first
+    assert f'href="{url_of("steps", run)}?first=500" rel="next"' in first
+    second = text_of(admin_client, url_of("steps", run), first=500)
+    assert url_of("state", run, 500) in second
+    assert url_of("state", run, 499) not in second
+    for nonsense in ("x", "-1", "9" * 40):
+        text = text_of(admin_client, url_of("steps", run), first=nonsense)
+        assert url_of("state", run, 0) in text
+
+
 def test_pruned_states_and_large_ones_are_shown(admin_client, backend):
     run = stored_run(backend)
     writer = backend.states.writer(run.id)
@@ -217,7 +236,9 @@ def test_the_overview_shows_what_the_list_is_narrowed_to(admin_client, backend):
     assert admin_client.get(url, {"since": "400d"}).status_code == 200
 
 
-@pytest.mark.parametrize("view", ["states", "payload", "file", "live", "state", "state_file"])
+@pytest.mark.parametrize(
+    "view", ["states", "steps", "payload", "file", "live", "state", "state_file"]
+)
 def test_pages_of_a_run_that_is_not_there_are_not_found(admin_client, failed, view):
     failed.pk = "gone"
     args = {"payload": ["inputs"], "state": [0], "state_file": [0]}.get(view, [])

@@ -62,6 +62,7 @@ def pages(run):
         "live": reverse(name.format("live"), args=[pk]),
         "compare": reverse(name.format("compare"), args=[pk, "other"]),
         "states": reverse(name.format("states"), args=[pk]),
+        "steps": reverse(name.format("steps"), args=[pk]),
         "state": reverse(name.format("state"), args=[pk, 1]),
         "state file": reverse(name.format("state_file"), args=[pk, 1]),
         "state list": reverse("admin:workflow_storage_executionstate_changelist"),
@@ -69,7 +70,7 @@ def pages(run):
     }
 
 
-OF_STATES = {"states", "state", "state file", "state list", "state page"}
+OF_STATES = {"states", "steps", "state", "state file", "state list", "state page"}
 
 
 def test_nobody_sees_anything_without_logging_in(client, run):

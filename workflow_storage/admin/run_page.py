@@ -45,6 +45,10 @@ ERROR_LINES = 3
 """Lines of an error that are shown at once."""
 
 
+FIRST = "first"
+"""The parameter of the address that names the step with which a page of all steps begins."""
+
+
 class Link(NamedTuple):
     """A link, or text where there is nothing to link to."""
 
@@ -223,7 +227,31 @@ class RunPage:
         """The timeline of the nodes, for who may see them."""
         if not self.sees_states:
             return ""
-        return timeline(self.run, self.steps, self.attempts, step_url=self._state_url)
+        return timeline(
+            self.run,
+            self.steps,
+            self.attempts,
+            step_url=self._state_url,
+            page_url=self._steps_url,
+        )
+
+    def all_steps(self, first: int) -> SafeString:
+        """Return a page of the table of all steps, from the step of a number on."""
+        # The step before tells when the first one began.
+        steps = self._states.iter_steps(self.run.id, after=max(first - 2, -1))
+        return timeline(
+            self.run,
+            steps,
+            self.attempts,
+            step_url=self._state_url,
+            all_steps=True,
+            first=first,
+            page_url=self._steps_url,
+        )
+
+    def _steps_url(self, first: int) -> str:
+        url = self._admin.view_url("steps", self.run.pk)
+        return f"{url}{self._admin.query(FIRST, str(first))}" if first else url
 
     def _state_url(self, step: int) -> str:
         return self._admin.view_url("state", self.run.pk, step)
