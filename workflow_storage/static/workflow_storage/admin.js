@@ -7,15 +7,28 @@
   const words = document.currentScript.dataset;
   const copyWhat = (what) => words.wordCopyWhat.replace("{what}", () => what);
 
-  for (const element of document.querySelectorAll("[data-copy]")) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "workflow-storage-copy";
-    button.textContent = words.wordCopy;
-    button.title = element.dataset.copy;
-    button.setAttribute("aria-label", copyWhat(element.dataset.copy));
-    button.addEventListener("click", () => copy(element.dataset.copy, button));
-    element.after(button);
+  // Said to those who do not see that something was copied.
+  const said = document.createElement("div");
+  said.className = "workflow-storage-said";
+  said.setAttribute("role", "status");
+  document.body.append(said);
+
+  letCopy(document);
+
+  function letCopy(root) {
+    for (const element of root.querySelectorAll("[data-copy]")) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "workflow-storage-copy";
+      button.title = copyWhat(element.dataset.copy);
+      button.setAttribute("aria-label", button.title);
+      button.addEventListener("click", () => copy(element.dataset.copy, button));
+      element.after(button);
+    }
+    for (const key of root.querySelectorAll(".workflow-storage-tree-key")) {
+      const path = key.closest("[data-path]")?.dataset.path;
+      if (path) key.title = copyWhat(path);
+    }
   }
 
   // The key of a row of a tree copies where it is; what folds goes on folding by its sign and text.
@@ -26,10 +39,6 @@
     event.preventDefault();
     copy(path, key);
   });
-  for (const key of document.querySelectorAll(".workflow-storage-tree-key")) {
-    const path = key.closest("[data-path]")?.dataset.path;
-    if (path) key.title = copyWhat(path);
-  }
 
   async function copy(text, where) {
     try {
@@ -38,7 +47,20 @@
       return;
     }
     where.classList.add("workflow-storage-copied");
-    setTimeout(() => where.classList.remove("workflow-storage-copied"), 1200);
+    said.textContent = `${words.wordCopied}: ${text}`;
+    setTimeout(() => {
+      where.classList.remove("workflow-storage-copied");
+      said.textContent = "";
+    }, 1200);
+  }
+
+  // On a narrow page a row of the list has its numbers without the heads of their columns.
+  const heads = [...document.querySelectorAll("#result_list thead th")];
+  for (const row of document.querySelectorAll("#result_list tbody tr")) {
+    [...row.children].forEach((cell, place) => {
+      const label = heads[place]?.textContent.trim();
+      if (label && /field-(steps|tokens|cost)/.test(cell.className)) cell.dataset.label = label;
+    });
   }
 
   document.addEventListener("keydown", (event) => {
@@ -107,12 +129,22 @@
   function show(name, html) {
     const region = document.querySelector(`[data-region="${name}"]`);
     if (!region || region.dataset.shown === html) return;
-    // What somebody reads or has selected is not taken away.
-    const open = [...region.querySelectorAll("details")].map((details) => details.open);
+    // What somebody has selected, or stands on, is not taken away; the next answer is soon enough.
+    const selection = getSelection();
+    const isRead = !selection.isCollapsed && selection.containsNode(region, true);
+    if (isRead || region.contains(document.activeElement)) return;
+    const open = new Map([...region.querySelectorAll("details")].map((it) => [named(it), it.open]));
     region.dataset.shown = html;
     region.innerHTML = html;
-    [...region.querySelectorAll("details")].forEach((details, place) => {
-      if (open[place]) details.open = true;
-    });
+    for (const details of region.querySelectorAll("details")) {
+      details.open = open.get(named(details)) ?? details.open;
+    }
+    letCopy(region);
+  }
+
+  // Where a fold is in its section, whatever has come before it.
+  function named(details) {
+    const path = details.closest("[data-path]")?.dataset.path;
+    return path ?? details.querySelector("summary").textContent;
   }
 })();
