@@ -275,7 +275,7 @@ class RunPage:
             self.latest["state_data"],
             mask=self.mask,
             download_url=self._admin.view_url("state_file", self.run.pk, self.latest["step"]),
-            name="state",
+            name=_("state"),
         )
 
     @cached_property

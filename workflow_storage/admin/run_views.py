@@ -251,7 +251,7 @@ class RunViews:
         if checkpoint is None:
             return ""
         url = self.view_url("state_file", run.pk, checkpoint["step"])
-        return json_tree(checkpoint["state_data"], mask=mask, download_url=url, name="state")
+        return json_tree(checkpoint["state_data"], mask=mask, download_url=url, name=_("state"))
 
     def _beside(
         self, run: WorkflowRun, numbers: list[int], place: int | None, distance: int

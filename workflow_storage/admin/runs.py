@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote, unquote
@@ -304,9 +304,11 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
         return self._payload(run, "config_snapshot")
 
     def _payload(self, run: WorkflowRun, name: str) -> SafeString | str:
-        value = getattr(run, name)
+        value, field = getattr(run, name), cast("Any", self.opts.get_field(name))
         url = self.view_url("payload", run.pk, name)
-        return json_tree(value, mask=self.viewer_of(run).mask, download_url=url, name=name)
+        return json_tree(
+            value, mask=self.viewer_of(run).mask, download_url=url, name=str(field.verbose_name)
+        )
 
 
 _OF_PRESETS = (selection.STATUS, selection.SINCE, selection.STALLED, selection.WAITING)

@@ -149,4 +149,4 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
             data = state.state_data
         except DamagedStateError as exc:
             return str(exc)
-        return json_tree(data, mask=self.viewer_of(state).mask, name="state")
+        return json_tree(data, mask=self.viewer_of(state).mask, name=str(_("state")))
