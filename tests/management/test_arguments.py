@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from tests.management.conftest import run_command
 from workflow_storage import RunStatus, StorageConfig, create_storage_backend, export_runs
@@ -20,6 +21,13 @@ def test_times_are_read_in_the_projects_time_zone(settings):
     assert moment("2026-01-31T12:00") == datetime(2026, 1, 31, 12)
     with pytest.raises(ArgumentTypeError, match="is no time"):
         moment("0001-01-01T00:00+14:00")
+
+
+@pytest.mark.parametrize("given", ["90m", "1.5h", timedelta(minutes=90)])
+def test_a_time_can_be_an_age(given):
+    before = timezone.now()
+    read = moment(given)
+    assert before <= read + timedelta(minutes=90) <= timezone.now()
 
 
 def test_times_are_taken_as_values_too(settings):
@@ -59,11 +67,17 @@ NOW = datetime(2100, 1, 1, tzinfo=UTC)
         ("list_runs", {"status": ["failed", "running"], "limit": "1"}),
         ("list_runs", {"status": RunStatus.FAILED, "before": None}),
         ("list_runs", {"format": "json"}),
+        ("list_runs", {"workflow": ["w", "x"], "label": {"tenant": "acme"}, "waiting": False}),
+        ("list_runs", {"label": ["tenant=acme", ("user", "7")], "since": timedelta(days=7)}),
+        ("list_runs", {"columns": ["id", "label:tenant"], "error": "x"}),
+        ("show_run", {"steps": (0, 3)}),
+        ("show_run", {"steps": 0}),
+        ("show_run", {"compare": "the-run"}),
         ("show_run", {}),
         ("show_run", {"format": "json"}),
-        ("export_runs", {"started_before": NOW}),
-        ("export_runs", {"started_before": NOW.date()}),
-        ("export_runs", {"started_before": str(NOW), "status": RunStatus.FAILED}),
+        ("export_runs", {"until": NOW}),
+        ("export_runs", {"until": NOW.date()}),
+        ("export_runs", {"until": str(NOW), "status": RunStatus.FAILED}),
         ("export_runs", {"backend": StorageConfig(backend="default")}),
         ("import_runs", {"max_line": 1}),
         ("import_runs", {"max_line": "1"}),
@@ -87,11 +101,15 @@ def test_every_command_takes_python_values(command, options, tmp_path, monkeypat
     ("command", "options", "message"),
     [
         ("list_runs", {"limit": 0}, "is no whole number"),
+        ("list_runs", {"format": "xml"}, "is no format"),
+        ("list_runs", {"columns": ["idd"]}, "There is no column 'idd'"),
+        ("list_runs", {"label": "tenant"}, "is no label"),
+        ("list_runs", {"label": ["a=1", "a=2"]}, "with two values"),
         ("list_runs", {"status": "done"}, "Invalid run status"),
         ("list_runs", {"workflow": 5}, "workflow_name is a int"),
         ("list_runs", {"backend": 5}, "a StorageConfig, a string or None"),
-        ("export_runs", {"started_before": "soon"}, "is no time"),
-        ("export_runs", {"started_before": 5}, "is no time"),
+        ("export_runs", {"until": "soon"}, "is no time"),
+        ("export_runs", {"until": 5}, "is no time"),
     ],
     ids=str,
 )
@@ -104,7 +122,7 @@ def test_python_values_that_are_none_are_command_errors(command, options, messag
 
 def test_copy_runs_takes_python_values(source, target, sqlite_url, redis_url):
     run = stored_run(source, status="failed")
-    ended = {"started_before": NOW, "status": [RunStatus.FAILED], "move": True}
+    ended = {"until": NOW, "status": [RunStatus.FAILED], "move": True}
 
     run_command("copy_runs", source=StorageConfig(backend=sqlite_url), target=redis_url, **ended)
 

@@ -49,8 +49,8 @@ def test_without_a_backend_the_commands_read_the_projects_own(db):
         ),
         (("export_runs", "/gone/runs.jsonl"), "No such file or directory"),
         (("import_runs", "gone.jsonl"), "No such file or directory"),
-        (("export_runs", "x", "--started-before", "soon"), "is no time"),
-        (("export_runs", "x", "--started-before", "2026-02-31"), "is no time"),
+        (("export_runs", "x", "--since", "soon"), "is no time"),
+        (("export_runs", "x", "--since", "2026-02-31"), "is no time"),
     ],
 )
 def test_what_the_user_of_a_transfer_can_mend_is_a_command_error(

@@ -1,7 +1,9 @@
-"""What a command that shows runs begins with: its store opened, and errors the user can mend."""
+"""What every command begins with: its store, its output, its exit codes, errors in one line."""
 
 from __future__ import annotations
 
+import os
+import sys
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,45 +12,133 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from pydantic import ValidationError
 
-from workflow_storage.exceptions import StorageError
+from workflow_storage.exceptions import RunNotFoundError, StorageError
 from workflow_storage.factory import create_storage_backend, missing_file
 from workflow_storage.management.arguments import add_backend
+from workflow_storage.management.output import Output, add_format
+from workflow_storage.management.text import one_line, writable
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterator
 
     from workflow_storage.base import StorageBackend
+    from workflow_storage.config import StorageConfig
+    from workflow_storage.models import WorkflowRun
+
+FAILED = 1
+"""The exit code of an error, and of a check that found something."""
+
+USAGE = 2
+"""The exit code of arguments that do not go together, as that of argparse."""
+
+INTERRUPTED = 130
+"""The exit code of what SIGINT ended, as shells have it."""
+
+CANDIDATES = 10
+"""Runs that are named if the beginning of an id is that of several."""
 
 
-class StorageCommand(BaseCommand):
-    """A command that reads runs from any backend and shows them as a table or as JSON."""
+class StoreCommand(BaseCommand):
+    """A command on the runs of any store.
 
-    # The backend need not be a database of this project.
+    A subclass parses in `add_arguments`, and does what it is for in `carry_out`.
+    """
+
+    # The store need not be a database of this project.
     requires_system_checks: Any = ()
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Carry the command out, and end with the exit code that fits."""
+        try:
+            with command_errors():
+                result = super().execute(*args, **options)
+                self.stdout.flush()
+            return result
+        except KeyboardInterrupt:
+            raise CommandError(self.interruption(), returncode=INTERRUPTED) from None
+        except BrokenPipeError:
+            if not self._called_from_command_line:  # type: ignore[attr-defined]
+                raise
+            # Whoever read it has enough. What is still to be written at the exit goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(self.code_of_broken_pipe())
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Do what the command is for."""
+        self.carry_out(options)
+
+    def carry_out(self, options: dict[str, Any]) -> None:
+        """Do what the command is for."""
+        raise NotImplementedError
+
+    def interruption(self) -> str:
+        """Return what is said after Ctrl-C: what was done, and how to go on."""
+        return "Interrupted."
+
+    def code_of_broken_pipe(self) -> int:
+        """Return the exit code if nobody reads any further, as ``head`` does."""
+        return 0
+
+    def say(self, text: str, options: dict[str, Any]) -> None:
+        """Write a line of what was done, unless ``--verbosity`` is 0."""
+        if options["verbosity"]:
+            encoding = getattr(self.stdout, "encoding", None)
+            self.stdout.write(writable(text, encoding), style_func=str)
+
+    def confirmed(self, question: str, options: dict[str, Any]) -> bool:
+        """Ask whether to go on, unless ``--no-input`` was given.
+
+        Raises:
+            CommandError: if there is nobody to ask.
+        """
+        if not options["interactive"]:
+            return True
+        if not sys.stdin or not sys.stdin.isatty():
+            raise CommandError("There is no terminal to ask on. Pass --no-input to go on.")
+        self.stderr.write(f"{question} [y/N] ", ending="", style_func=str)
+        self.stderr.flush()
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+class StorageCommand(StoreCommand):
+    """A command that reads a store, and shows what it found in the format that was asked for."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add ``--backend`` and ``--format``."""
         add_backend(parser)
-        parser.add_argument(
-            "--format", choices=["table", "json"], default="table", help="Default: table."
-        )
+        add_format(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Open the backend and show what the command is for."""
-        with command_errors():
-            self.show(existing_backend(options["backend"]), options)
+    def carry_out(self, options: dict[str, Any]) -> None:
+        """Open the store and the output, and show what the command is for."""
+        output = Output(self.stdout, options)
+        self.show(existing_backend(options["backend"]), output, options)
 
-    def show(self, backend: StorageBackend, options: dict[str, Any]) -> None:
+    def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Show what the command is for."""
         raise NotImplementedError
 
 
+def add_no_input(parser: ArgumentParser) -> None:
+    """Add ``--no-input``."""
+    parser.add_argument(
+        "--no-input",
+        "--noinput",
+        action="store_false",
+        dest="interactive",
+        help="Do not ask for anything.",
+    )
+
+
 @contextmanager
 def command_errors() -> Iterator[None]:
-    """Show what the user can mend as an error of the command, without a traceback."""
+    """Show what the user can mend as an error of the command, in one line without a traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise
+    except CommandError as exc:
+        raise _in_one_line(exc, exc.returncode) from exc.__cause__
     except (
         StorageError,
         ImproperlyConfigured,
@@ -58,10 +148,20 @@ def command_errors() -> Iterator[None]:
         ValueError,
         OSError,
     ) as exc:
-        raise CommandError(str(exc)) from exc
+        raise _in_one_line(exc, FAILED) from exc
 
 
-def existing_backend(config: str | None) -> StorageBackend:
+def _in_one_line(exc: Exception, returncode: int) -> CommandError:
+    lines = (line.strip() for line in str(exc).splitlines())
+    return CommandError(one_line(" ".join(filter(None, lines))), returncode=returncode)
+
+
+def usage_error(message: str) -> CommandError:
+    """Return the error of arguments that do not go together."""
+    return CommandError(message, returncode=USAGE)
+
+
+def existing_backend(config: StorageConfig | str | None) -> StorageBackend:
     """Open a store to read from it; a SQLite file that is not there is not made.
 
     Raises:
@@ -71,3 +171,26 @@ def existing_backend(config: str | None) -> StorageBackend:
     if path is not None:
         raise CommandError(f"There is no file {path}. Check the path.")
     return create_storage_backend(config)
+
+
+def found_run(backend: StorageBackend, given: str) -> WorkflowRun:
+    """Return the run with an id, or whose id alone begins so.
+
+    Raises:
+        RunNotFoundError: if there is none.
+        CommandError: if there are several, which are named.
+    """
+    run = backend.runs.get(given)
+    if run is not None:
+        return run
+    ids = backend.runs.list_ids(given, limit=CANDIDATES + 1) if given else []
+    if len(ids) > 1:
+        number = str(len(ids)) if len(ids) <= CANDIDATES else f"more than {CANDIDATES}"
+        named = ", ".join(ids[:CANDIDATES]) + (", …" if len(ids) > CANDIDATES else "")
+        raise CommandError(
+            f"{given!r} is the beginning of {number} ids: {named}. Write more of the id."
+        )
+    run = backend.runs.get(ids[0]) if ids else None
+    if run is None:
+        raise RunNotFoundError(given)
+    return run

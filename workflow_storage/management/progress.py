@@ -1,16 +1,23 @@
-"""How the commands that transfer runs say how far they are, and what became of the runs."""
+"""How far long work is, on the terminal of whoever waits for it; and what became of transferred runs."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from workflow_storage.management.tables import printable
+from workflow_storage.management.base import StoreCommand
+from workflow_storage.management.text import counted, one_line
 from workflow_storage.transfer import DamagedLine, Transferred
 
 if TYPE_CHECKING:
@@ -18,25 +25,56 @@ if TYPE_CHECKING:
 
     from django.core.management.base import OutputWrapper
 
-LINE_EVERY = 10.0
-"""Seconds between lines of progress where there is no terminal."""
-
-INTERRUPTED = 130
-"""The exit code of what SIGINT ended, as shells have it."""
+_T = TypeVar("_T")
 
 
-class TransferCommand(BaseCommand):
+class LongCommand(StoreCommand):
+    """A command that takes its time: it shows on a terminal how far it is, and nothing elsewhere."""
+
+    _bar: Progress | None = None
+
+    def with_progress(
+        self, items: Iterable[_T], total: int | None, options: dict[str, Any], noun: str = "runs"
+    ) -> Iterator[_T]:
+        """Yield some items, and show how many there were.
+
+        Args:
+            items: as they come.
+            total: how many there will be, about; None if nobody knows.
+            options: those of the command; with ``verbosity`` 0 nothing is shown.
+            noun: what they are.
+        """
+        if not (self.stderr.isatty() and options["verbosity"]):
+            yield from items
+            return
+        columns = (SpinnerColumn("line"), BarColumn(), MofNCompleteColumn(), TextColumn(noun))
+        console = Console(stderr=True, no_color=options["no_color"] or None)
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            self._bar = bar
+            task = bar.add_task("", total=total)
+            try:
+                for item in items:
+                    yield item
+                    bar.advance(task)
+            finally:
+                self._bar = None
+
+    def complain(self, text: str) -> None:
+        """Write a line about something that did not go well, above the bar if there is one."""
+        if self._bar is None:
+            self.stderr.write(text)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class TransferCommand(LongCommand):
     """A command that brings runs from one place to another, and says how far it is."""
-
-    # The stores need not be databases of this project.
-    requires_system_checks: Any = ()
 
     when_interrupted = "Run the same command again to go on."
     """What to do when it was interrupted."""
 
-    _progress: Progress | None = None
-    _quiet = False
     _summary: OutputWrapper | None = None
+    _done = 0
 
     def report(
         self,
@@ -54,77 +92,39 @@ class TransferCommand(BaseCommand):
             options: those of the command; with ``verbosity`` 0, only failures are shown.
 
         Raises:
-            CommandError: in the end, if a run was refused or a line was damaged; or if the
-                user interrupts it.
+            CommandError: in the end, if a run was refused or a line was damaged.
         """
         counts: Counter[str] = Counter()
         states = deleted = failures = 0
-        self._quiet = options["verbosity"] == 0
-        try:
-            for result in self._with_progress(results, total, counts):
-                if isinstance(result, DamagedLine):
-                    failures += 1
-                    self._complain(f"Line {result.number}: {printable(result.reason)}")
-                    continue
-                counts[result.outcome] += 1
-                states += result.states
-                deleted += result.deleted
-                if result.reason:
-                    failures += 1
-                    self._complain(f"{printable(result.run_id)}: {printable(result.reason)}")
-        except KeyboardInterrupt:
-            raise CommandError(
-                f"Interrupted after {_runs(sum(counts.values()))}. {self.when_interrupted}",
-                returncode=INTERRUPTED,
-            ) from None
+        for result in self.with_progress(results, total, options):
+            if isinstance(result, DamagedLine):
+                failures += 1
+                self.complain(f"Line {result.number}: {one_line(result.reason)}")
+                continue
+            counts[result.outcome] += 1
+            self._done += 1
+            states += result.states
+            deleted += result.deleted
+            if result.reason:
+                failures += 1
+                self.complain(f"{one_line(result.run_id)}: {one_line(result.reason)}")
         self._say(
-            f"{_runs(sum(counts.values()))}: {counts['copied']:,} {done}, "
+            f"{counted(counts.total(), 'run')}: {counts['copied']:,} {done}, "
             f"{counts['updated']:,} updated, {counts['unchanged']:,} unchanged, "
-            f"{counts['refused']:,} refused; {states:,} states; {deleted:,} deleted from the source."
+            f"{counts['refused']:,} refused; {states:,} states; {deleted:,} deleted from the source.",
+            options,
         )
         if failures:
             raise CommandError(f"{failures:,} of them did not go well; see above.")
+
+    def interruption(self) -> str:
+        """Return what was done, and how to go on."""
+        return f"Interrupted after {counted(self._done, 'run')}. {self.when_interrupted}"
 
     def keep_from_stdout(self) -> None:
         """Say everything on standard error, for standard output gets the runs."""
         self._summary = self.stderr
 
-    def _say(self, text: str) -> None:
-        if not self._quiet:
+    def _say(self, text: str, options: dict[str, Any]) -> None:
+        if options["verbosity"]:
             (self._summary or self.stdout).write(text, style_func=str)
-
-    def _complain(self, text: str) -> None:
-        if self._progress is None:
-            self.stderr.write(text)
-        else:  # above the bar, not on its line
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _with_progress(
-        self, results: Iterable[Any], total: int | None, counts: Counter[str]
-    ) -> Iterator[Any]:
-        if self.stderr.isatty() and not self._quiet:
-            yield from self._with_bar(results, total)
-            return
-        of_total = "" if total is None else f" of {total:,}"
-        last = time.monotonic()
-        for result in results:
-            yield result
-            if time.monotonic() - last >= LINE_EVERY:
-                last = time.monotonic()
-                self._say(f"{sum(counts.values()):,}{of_total} runs …")
-
-    def _with_bar(self, results: Iterable[Any], total: int | None) -> Iterator[Any]:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            self._progress = progress
-            task = progress.add_task("", total=total)
-            try:
-                for result in results:
-                    yield result
-                    progress.advance(task)
-            finally:
-                self._progress = None
-
-
-def _runs(count: int) -> str:
-    return f"{count:,} {'run' if count == 1 else 'runs'}"

@@ -46,7 +46,7 @@ def test_copy_runs_takes_filters(source, target, sqlite_url, redis_url):
         "--workflow=a",
         "--status=failed",
         "--status=cancelled",
-        f"--started-before={before}",
+        f"--until={before}",
     )
 
     assert [run.id for run in target.runs.iter_runs()] == ["0-10"]

@@ -1,9 +1,17 @@
 """``list_runs``: a line for each run, filters and pages."""
 
+import csv
+import io
 import json
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from tests.management.conftest import run_command
 from workflow_storage.testing import stored_run
+from workflow_storage.validation import RUN_FIELDS
 
 
 def test_list_runs_prints_a_line_for_each_run(every_backend, every_url):
@@ -27,10 +35,42 @@ def test_list_runs_prints_a_line_for_each_run(every_backend, every_url):
     assert "\x1b" not in text
 
 
-def test_list_runs_filters_and_pages(every_backend, every_url):
+def test_each_run_says_where_it_is_and_why(every_backend, every_url):
+    ago = timezone.now() - timedelta(seconds=90)
+    stored_run(
+        every_backend,
+        id="failed",
+        status="failed",
+        current_node="extract",
+        error_message="\n  ValueError: no total\nTraceback: …",
+    )
+    running = stored_run(every_backend, id="running", current_node="ocr", started_at=ago)
+    every_backend.runs.update_status(
+        running.id, "running", current_node="ocr", attempt_started_at=ago
+    )
+    waiting = stored_run(every_backend, id="waiting", status="running")
+    every_backend.runs.update_status(waiting.id, "pending", waiting_for="approval by finance")
+
+    lines = {
+        line.split()[0]: line for line in run_command("list_runs", backend=every_url).splitlines()
+    }
+
+    assert lines["failed"].endswith("extract  ValueError: no total")
+    assert lines["running"].split()[-2:] in (["90+", "ocr"], ["91+", "ocr"])
+    assert lines["waiting"].endswith("waits for approval by finance")
+
+
+def test_list_runs_selects_and_pages(every_backend, every_url):
+    now = timezone.now()
     for number in range(5):
-        stored_run(every_backend, id=str(number), workflow_name="a" if number % 2 else "b")
-    stored_run(every_backend, id="failed", status="failed")
+        stored_run(
+            every_backend,
+            id=str(number),
+            workflow_name="a" if number % 2 else "b",
+            labels={"tenant": "acme", "user": str(number)},
+            started_at=now - timedelta(hours=10 - number),
+        )
+    stored_run(every_backend, id="failed", status="failed", parent_id="4")
 
     def listed(*args):
         text = run_command("list_runs", *args, backend=every_url, format="json")
@@ -38,11 +78,59 @@ def test_list_runs_filters_and_pages(every_backend, every_url):
 
     assert listed() == ["failed", "4", "3", "2", "1", "0"]
     assert listed("--workflow", "a") == ["3", "1"]
+    assert listed("--workflow", "a", "--workflow", "b") == ["4", "3", "2", "1", "0"]
     assert listed("--status", "failed", "--status", "running") == ["failed"]
     assert listed("--limit", "2") == ["failed", "4"]
     assert listed("--limit", "2", "--before", "4") == ["3", "2"]
+    assert listed("--limit", "1", "--before", "fai") == ["4"]
+    assert listed("--label", "tenant=acme", "--label", "user=3") == ["3"]
+    assert listed("--since", "450m", "--until", "1h") == ["4", "3"]
+    assert listed("--parent", "4") == ["failed"]
+    assert listed("--waiting") == []
+
+
+def test_runs_are_found_by_their_error_in_databases_only(any_backend, any_url):
+    stored_run(any_backend, id="a", status="failed", error_message="TimeoutError: gone")
+    stored_run(any_backend, id="b", status="failed", error_message="ValueError")
+
+    if any_backend.alias is None:
+        with pytest.raises(CommandError, match="Redis has no search over errors"):
+            call_command("list_runs", error="timeout", backend=any_url)
+    else:
+        text = run_command("list_runs", error="timeout", format="jsonl", backend=any_url)
+        assert json.loads(text)["id"] == "a"
 
 
 def test_list_runs_without_runs_says_so(every_backend, every_url):
     assert run_command("list_runs", backend=every_url) == "No runs.\n"
     assert run_command("list_runs", backend=every_url, format="json") == "[]\n"
+    assert run_command("list_runs", backend=every_url, format="jsonl") == ""
+
+
+def test_programs_get_every_field_or_the_columns_that_they_name(source, sqlite_url):
+    run = stored_run(source, labels={"tenant": "acme"}, inputs={"file": "a.pdf"})
+
+    (record,) = json.loads(run_command("list_runs", backend=sqlite_url, format="json"))
+    assert tuple(record) == RUN_FIELDS
+    assert record["inputs"] == {"file": "a.pdf"}
+    assert record["started_at"] == run.started_at.isoformat()
+    columns = "label:tenant,workflow,id"
+    text = run_command("list_runs", backend=sqlite_url, format="csv", columns=columns)
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["label:tenant", "workflow_name", "id"],
+        ["acme", run.workflow_name, run.id],
+    ]
+    text = run_command("list_runs", backend=sqlite_url, columns=columns)
+    assert [line.split() for line in text.splitlines()] == [
+        ["tenant", "Workflow", "ID"],
+        ["acme", run.workflow_name, run.id],
+    ]
+
+
+def test_monitoring_fails_if_there_is_any(source, sqlite_url):
+    arguments = ("list_runs", "--status=failed", "--fail-if-any", "--backend", sqlite_url)
+    assert run_command(*arguments) == "No runs.\n"
+    stored_run(source, status="failed")
+    with pytest.raises(CommandError, match=r"Found 1 run\.") as caught:
+        run_command(*arguments)
+    assert caught.value.returncode == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.factory import create_storage_backend
-from workflow_storage.management.arguments import STORE, add_filters, filters_of
-from workflow_storage.management.base import command_errors, existing_backend
+from workflow_storage.management.arguments import STORE, add_selection, selection_of
+from workflow_storage.management.base import existing_backend
 from workflow_storage.management.progress import TransferCommand
 from workflow_storage.transfer import copy_runs
 
@@ -30,7 +30,7 @@ class Command(TransferCommand):
         parser.add_argument(
             "--to", dest="target", required=True, metavar=STORE, help="The store they go to."
         )
-        add_filters(parser)
+        add_selection(parser)
         parser.add_argument(
             "--move",
             action="store_true",
@@ -38,12 +38,11 @@ class Command(TransferCommand):
             "from the second.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def carry_out(self, options: dict[str, Any]) -> None:
         """Copy the runs."""
-        with command_errors():
-            source = existing_backend(options["source"])
-            target = create_storage_backend(options["target"])
-            filters = filters_of(options)
-            total = source.runs.count_runs(**filters)
-            copied = copy_runs(source, target, move=options["move"], **filters)
-            self.report(copied, total, "copied", options)
+        source = existing_backend(options["source"])
+        target = create_storage_backend(options["target"])
+        filters = selection_of(options)
+        total = source.runs.count_runs(**filters)
+        copied = copy_runs(source, target, move=options["move"], **filters)
+        self.report(copied, total, "copied", options)

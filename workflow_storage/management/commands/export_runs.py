@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.arguments import add_backend, add_filters, filters_of
-from workflow_storage.management.base import command_errors, existing_backend
+from workflow_storage.management.arguments import add_backend, add_selection, selection_of
+from workflow_storage.management.base import existing_backend
 from workflow_storage.management.progress import TransferCommand
 from workflow_storage.transfer import export_runs, is_stream
 
@@ -24,21 +24,20 @@ class Command(TransferCommand):
     when_interrupted = "The file was not written."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the file, the store and the filters."""
+        """Add the file, the store and the selection."""
         parser.add_argument(
             "file",
             metavar="FILE",
             help="runs.jsonl; compressed as runs.jsonl.gz or runs.jsonl.zst.",
         )
         add_backend(parser)
-        add_filters(parser)
+        add_selection(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def carry_out(self, options: dict[str, Any]) -> None:
         """Write the file."""
-        with command_errors():
-            if is_stream(Path(options["file"])):
-                self.keep_from_stdout()
-            source = existing_backend(options["backend"])
-            filters = filters_of(options)
-            total = source.runs.count_runs(**filters)
-            self.report(export_runs(source, options["file"], **filters), total, "written", options)
+        if is_stream(Path(options["file"])):
+            self.keep_from_stdout()
+        source = existing_backend(options["backend"])
+        filters = selection_of(options)
+        total = source.runs.count_runs(**filters)
+        self.report(export_runs(source, options["file"], **filters), total, "written", options)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.arguments import duration
+from workflow_storage.filters import valid_filters
+from workflow_storage.management.arguments import add_selection, duration, selection_of
 from workflow_storage.management.base import StorageCommand
-from workflow_storage.management.tables import as_json, run_as_dict, runs_table, write_tables
+from workflow_storage.management.run_columns import run_columns, run_record
+from workflow_storage.management.text import counted
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
     from workflow_storage.base import StorageBackend
+    from workflow_storage.management.output import Output
 
 
 class Command(StorageCommand):
@@ -22,8 +25,10 @@ class Command(StorageCommand):
         "than --idle to failed, so that they can be resumed."
     )
 
+    _failed = 0
+
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the time and the dry run."""
+        """Add the time, the selection and the dry run."""
         super().add_arguments(parser)
         parser.add_argument(
             "--idle",
@@ -32,21 +37,28 @@ class Command(StorageCommand):
             metavar="TIME",
             help="How long without a sign of life: a number with s, m, h or d, such as 15m.",
         )
+        add_selection(parser)
         parser.add_argument(
             "--dry-run", action="store_true", help="Only list the runs; change nothing."
         )
 
-    def show(self, backend: StorageBackend, options: dict[str, Any]) -> None:
+    def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Fail the runs, and list them."""
         idle = duration(options["idle"])
-        runs = backend.runs.list_stalled(idle)
-        if not options["dry_run"]:
-            failed = [run.id for run in runs if backend.runs.fail_stalled(idle, run_id=run.id)]
-            runs = [run for run in map(backend.runs.get, failed) if run is not None]
-        if options["format"] == "json":
-            self.stdout.write(as_json([run_as_dict(run) for run in runs]))
-            return
-        if runs:
-            write_tables(self.stdout, runs_table(runs), no_color=options["no_color"])
-        done = "would be set to failed" if options["dry_run"] else "set to failed"
-        self.stdout.write(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} {done}.")
+        selected = valid_filters(selection_of(options))
+        stalled = [run for run in backend.runs.list_stalled(idle) if selected.matches(run)]
+        runs = []
+        for run in stalled:
+            if options["dry_run"]:
+                runs.append(run)
+            elif backend.runs.fail_stalled(idle, run_id=run.id):
+                self._failed += 1
+                runs.append(backend.runs.get(run.id) or run)
+        output.rows(runs, run_columns(), run_record())
+        if output.is_table:
+            done = "would be set to failed" if options["dry_run"] else "set to failed"
+            output.line(f"{counted(len(runs), 'run')} {done}.")
+
+    def interruption(self) -> str:
+        """Return what was done."""
+        return f"Interrupted after {counted(self._failed, 'run')} set to failed."

@@ -1,0 +1,88 @@
+"""What fits into a terminal: numbers whole or not at all, the workflow always."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from workflow_storage.management.layout import (
+    GAP,
+    ColumnCells,
+    cut_to,
+    fitted,
+    folded,
+    unique_length,
+)
+
+TEXTS = st.text(st.characters(exclude_categories=["C", "Z", "M"]), max_size=60)
+
+
+def columns(texts):
+    ids, names, numbers, notes = (list(column) for column in zip(*texts, strict=True))
+    return [
+        ColumnCells("ID", ids, "id", 1, 8),
+        ColumnCells("Workflow", names, "text", 0, 12),
+        ColumnCells("Seconds", numbers, "number", 3, 8),
+        ColumnCells("Status", ["completed"] * len(ids), "fixed", 2, 8),
+        ColumnCells("Error", notes, "text", 4, 16),
+    ]
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.uuids().map(str),
+        TEXTS,
+        st.floats(0, 1e9).map("{:.3f}".format),
+        TEXTS,
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(ROWS, st.integers(40, 250))
+def test_a_table_is_no_wider_than_the_terminal_and_numbers_are_whole(rows, width):
+    table = columns(rows)
+
+    widths = fitted(table, width)
+
+    assert sum(widths.values()) + GAP * (len(widths) - 1) <= width
+    assert 1 in widths
+    for place, taken in widths.items():
+        if table[place].kind in {"number", "fixed"}:
+            assert taken == max(map(cell_len, [table[place].title, *table[place].cells]))
+    ids = [one[: widths.get(0, 36)] for one in table[0].cells]
+    assert len(set(ids)) == len(set(table[0].cells))
+
+
+@given(ROWS, st.integers(40, 200))
+def test_what_is_more_important_stays_longer(rows, width):
+    table = columns(rows)
+
+    left_out = [
+        column.rank for place, column in enumerate(table) if place not in fitted(table, width)
+    ]
+    kept = [table[place].rank for place in fitted(table, width)]
+
+    assert not left_out or max(kept) < min(left_out)
+
+
+@given(ROWS)
+def test_where_there_is_room_nothing_is_cut(rows):
+    table = columns(rows)
+    assert list(fitted(table, 10_000).values()) == [column.natural for column in table]
+
+
+@given(TEXTS, st.integers(2, 40))
+def test_texts_are_folded_without_loss_and_cut_with_an_ellipsis(text, width):
+    lines = folded(text, width)
+
+    assert "".join(lines) == text
+    assert all(cell_len(line) <= width for line in lines)
+    assert cell_len(cut_to(text, width, "…")) <= width
+    assert (cut_to(text, width, "…") == text) == (cell_len(text) <= width)
+
+
+@given(st.lists(TEXTS, max_size=8))
+def test_ids_are_told_apart_by_their_beginnings(ids):
+    length = unique_length(ids)
+    assert len({one[:length] for one in ids}) == len(set(ids))
