@@ -17,7 +17,9 @@ from django.test import Client, override_settings
 from pytest_django.live_server_helper import LiveServer
 
 from testproject.management.commands.screenshots import chromium
+from tests.browser.samples import store_runs
 from tests.servers import unavailable
+from workflow_storage import create_storage_backend
 
 SCREENSHOTS = os.environ.get("TEST_SCREENSHOTS")
 """A folder for a picture of each page that is checked."""
@@ -114,6 +116,12 @@ def opened(live, browser, admin_user, settings):
             return page
 
         yield open_page
+
+
+@pytest.fixture
+def stored(live):
+    """Runs of every kind; see `samples.Stored`."""
+    return store_runs(create_storage_backend("default"))
 
 
 def session_cookie(user):

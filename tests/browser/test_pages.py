@@ -3,127 +3,124 @@
 A page that is new gets a line in PAGES.
 """
 
-from dataclasses import dataclass
-
 import django
 import pytest
-from django.contrib.admin.utils import quote
+from django.contrib.auth.models import Permission
 from django.urls import reverse
 
 from tests.admin.conftest import RUNS, STATES, page_of
 from tests.browser.conftest import check, served
-from workflow_storage import ExecutionState, RunStatus, WorkflowRun, create_storage_backend
-from workflow_storage.testing import stored_run
+from tests.browser.samples import page_of_state, view
+from workflow_storage.admin.run_actions import RUN_ACTIONS
+from workflow_storage.admin.run_list import PRESETS
 
 pytestmark = pytest.mark.slow
-
-MARKUP = "\"><img src=x onerror=alert(1)>'&lt;{{<script>alert(1)</script>"
-LONG_ERROR = "Traceback (most recent call last):\n" + "".join(
-    f'  File "/srv/app/nodes/{"very_" * 20}long.py", line {line}, in node\n' for line in range(300)
-)
-
-
-@dataclass
-class Stored:
-    """What is in the store while a page is looked at."""
-
-    failed: WorkflowRun
-    """With a long error, attempts, labels and states."""
-    running: WorkflowRun
-    markup: WorkflowRun
-    """With markup in everything that is text."""
-    state: ExecutionState
-    """Of the failed run, in the middle."""
-    markup_state: ExecutionState
-
-
-def page_of_state(state):
-    return reverse("admin:workflow_storage_executionstate_change", args=[quote(str(state.pk))])
-
 
 PAGES = {
     "index": lambda stored: reverse("admin:index"),
     "app": lambda stored: reverse("admin:app_list", args=["workflow_storage"]),
     "runs": lambda stored: reverse(RUNS),
     "runs, filtered to nothing": lambda stored: reverse(RUNS) + "?status__exact=failed&q=nothing",
+    "runs, failed today": lambda stored: runs("status__exact=failed&since=24h"),
+    "runs, running": lambda stored: runs("status__exact=running"),
+    "runs, stalled": lambda stored: runs("stalled=1"),
+    "runs, waiting": lambda stored: runs("waiting=1"),
+    "runs, with every filter": lambda stored: runs(
+        "since=7d&workflow=invoices&label=customer%3Dacme&slower=0&cost=0&status__exact=completed"
+    ),
+    "runs, with a filter that is none": lambda stored: runs("since=tomorrow&slower=-1&p=2"),
+    "runs, found by a text": lambda stored: runs("q=line+299"),
+    "runs, by duration": lambda stored: runs("sort=duration"),
     "failed run": lambda stored: page_of(stored.failed),
     "running run": lambda stored: page_of(stored.running),
+    "stalled run": lambda stored: page_of(stored.stalled),
+    "waiting run": lambda stored: page_of(stored.waiting),
+    "pending run": lambda stored: page_of(stored.by_status["pending"]),
+    "cancelled run": lambda stored: page_of(stored.by_status["cancelled"]),
+    "completed run": lambda stored: page_of(stored.by_status["completed"]),
+    "run that completed later": lambda stored: page_of(stored.recovered),
+    "run of many steps": lambda stored: page_of(stored.long),
+    "all steps of a run": lambda stored: view("steps", stored.long.pk),
     "run of markup": lambda stored: page_of(stored.markup),
+    "history of a run": lambda stored: page_of(stored.failed).replace("change", "history"),
+    "first step": lambda stored: view("state", stored.failed.pk, stored.steps[0]),
+    "step": lambda stored: view("state", stored.failed.pk, stored.steps[1]),
+    "last step": lambda stored: view("state", stored.failed.pk, stored.steps[-1]),
+    "first step of markup": lambda stored: view("state", stored.markup.pk, 0),
+    "step of markup": lambda stored: view("state", stored.markup.pk, 1),
+    "comparison": lambda stored: view("compare", stored.recovered.pk, stored.failed.pk),
+    "comparison with markup": lambda stored: view("compare", stored.failed.pk, stored.markup.pk),
+    "overview": lambda stored: view("overview"),
+    "overview of a month": lambda stored: view("overview") + "?since=30d",
     "states": lambda stored: reverse(STATES),
+    "states of a run": lambda stored: reverse(STATES) + f"?run__id__exact={stored.failed.pk}",
     "state": lambda stored: page_of_state(stored.state),
     "state of markup": lambda stored: page_of_state(stored.markup_state),
 }
 """Addresses for what is stored."""
 
-
-@pytest.fixture
-def stored(live):
-    backend = create_storage_backend("default")
-    for number, status in enumerate(RunStatus):
-        run = stored_run(
-            backend,
-            workflow_name="invoices",
-            status=status,
-            inputs={"file": f"{number}.pdf", "pages": list(range(5))},
-            labels={"customer": "acme", "number": str(number)},
-            total_tokens=1234 * number,
-            total_cost_usd=0.01 * number,
-        )
-        add_states(backend, run, number)
-    failed = stored_run(
-        backend, workflow_name="a-workflow-with-quite-a-long-name", labels={"customer": "acme"}
-    )
-    for error in ("The first try failed.", LONG_ERROR):
-        backend.runs.update_status(failed.id, "running", worker="worker-1")
-        add_states(backend, failed, 3)
-        backend.runs.update_status(failed.id, "failed", error_message=error)
-    running = stored_run(backend, workflow_name="invoices")
-    backend.runs.update_status(running.id, "running", worker="worker-2")
-    add_states(backend, running, 2)
-    markup = stored_run(
-        backend,
-        id=MARKUP[:36],
-        workflow_name=MARKUP,
-        inputs={MARKUP: MARKUP},
-        outputs=[MARKUP],
-        config_snapshot=MARKUP,
-        labels={"markup": MARKUP},
-    )
-    backend.runs.update_status(markup.id, "running", worker=MARKUP)
-    backend.states.save_state(markup.id, {MARKUP: [MARKUP]}, MARKUP)
-    backend.runs.update_status(markup.id, "failed", error_message=MARKUP)
-    return Stored(
-        failed=backend.runs.get(failed.id),
-        running=backend.runs.get(running.id),
-        markup=backend.runs.get(markup.id),
-        state=ExecutionState.objects.get(run_id=failed.id, step=2),
-        markup_state=ExecutionState.objects.get(run_id=markup.id),
-    )
+BOTH_WAYS = {"runs", "failed run", "step", "comparison", "overview"}
+"""Pages that are looked at narrow in light and wide in dark, too."""
 
 
-def add_states(backend, run, count):
-    for number in range(count):
-        state = {"at": number, "text": "a few words " * 20, "items": [{"n": n} for n in range(10)]}
-        backend.states.save_state(
-            run.id, state, f"node-{number}", duration_seconds=0.5, tokens=100, cost_usd=0.001
-        )
+def runs(query):
+    return f"{reverse(RUNS)}?{query}"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        *((name, 1280, "light") for name in PAGES),
+        *((name, 400, "dark") for name in PAGES),
+        *((name, 1280, "dark") for name in sorted(BOTH_WAYS)),
+        *((name, 400, "light") for name in sorted(BOTH_WAYS)),
+    ],
+)
 def test_a_page_loads_without_errors_fits_and_can_be_used_by_all(
     opened, stored, name, width, scheme
 ):
     check(opened(PAGES[name](stored), width=width, scheme=scheme))
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [*((name, 1280) for name in PAGES), *((name, 400) for name in sorted(BOTH_WAYS))],
+)
 def test_a_page_in_german(opened, stored, name, width):
     page = opened(PAGES[name](stored), width=width, language="de")
 
     assert page.locator("html").get_attribute("lang") == "de"
+    check(page)
+
+
+def test_each_preset_is_one_of_the_pages(stored):
+    addresses = {address(stored) for address in PAGES.values()}
+
+    for _name, parameters in PRESETS:
+        query = "&".join(f"{name}={value}" for name, value in parameters.items())
+        assert (runs(query) if query else reverse(RUNS)) in addresses
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize("action", RUN_ACTIONS)
+def test_what_an_action_asks(opened, stored, action, width, scheme):
+    run = stored.running if action in {"fail_runs", "cancel_runs"} else stored.failed
+    page = opened(page_of(run), width=width, scheme=scheme)
+
+    page.get_by_role("button", name=str(RUN_ACTIONS[action].label), exact=True).click()
+
+    assert page.get_by_role("heading", level=1).inner_text() == str(RUN_ACTIONS[action].label)
+    check(page)
+
+
+@pytest.mark.parametrize("name", ["runs", "failed run", "comparison", "overview"])
+def test_a_page_for_who_may_view_runs_only(opened, stored, django_user_model, name):
+    viewer = django_user_model.objects.create_user("viewer", is_staff=True)
+    viewer.user_permissions.set(Permission.objects.filter(codename="view_workflowrun"))
+
+    page = opened(PAGES[name](stored), user=viewer)
+
+    assert "node-3" not in page.content()
     check(page)
 
 

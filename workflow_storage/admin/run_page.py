@@ -357,6 +357,11 @@ class RunPage:
         return self._admin.view_url("compare", self.run.pk, self._older.pk)
 
     @property
+    def compare_with_url(self) -> str:
+        """Where a form sends the id of the run that it is to be compared with."""
+        return self._admin.view_url("compare_with", self.run.pk)
+
+    @property
     def workflow_url(self) -> str:
         """The list of the runs of its workflow."""
         query = self._admin.query(selection.WORKFLOW, self.run.workflow_name)

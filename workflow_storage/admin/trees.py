@@ -61,8 +61,8 @@ def json_tree(
     Args:
         value: what `load_json` has read, nested as deep as it may be.
         mask: knows the keys of secrets; what is under them is not shown.
-        download_url: where all of the value is, linked if the page cannot hold it. What is
-            there has to be masked, too.
+        download_url: where the value is as a file, linked below the tree, and above it if the
+            page cannot hold all of it. What is there has to be masked, too.
         name: what the value is called, shown and read out as its label.
 
     Returns:
@@ -75,10 +75,11 @@ def json_tree(
     tree = _Tree(value, mask, name)
     rows = tree.html()
     return format_html(
-        '{}<div class="workflow-storage-tree" role="group" tabindex="0" aria-label="{}">{}</div>',
+        '{}<div class="workflow-storage-tree" role="group" tabindex="0" aria-label="{}">{}</div>{}',
         _note_on_size(value, mask, tree.rows, download_url) if tree.is_cut else "",
         _showable(name) or _("JSON"),
         rows,
+        _file_link(download_url) if download_url and not tree.is_cut else "",
     )
 
 
@@ -318,6 +319,11 @@ def _pieces(value: Any, mask: Mask, limit: int) -> Iterator[str]:
             yield end
             before = ", "
             rest.pop()
+
+
+def _file_link(url: str) -> SafeString:
+    link = '<p class="workflow-storage-tree-file"><a href="{}">{}</a></p>'
+    return format_html(link, url, _("Download"))
 
 
 def _note_on_size(value: Any, mask: Mask, shown: int, download_url: str | None) -> SafeString:
