@@ -18,15 +18,15 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.utils import timezone
-from rich.text import Text
 
 from testproject import many, workflows
 from workflow_storage import StorageBackend, create_storage_backend
 from workflow_storage.config import project_databases
 from workflow_storage.exceptions import RunAlreadyExistsError
 from workflow_storage.management.arguments import add_backend, count
-from workflow_storage.management.base import StorageCommand, command_errors
-from workflow_storage.management.tables import runs_table, write_tables
+from workflow_storage.management.base import StoreCommand
+from workflow_storage.management.output import Output
+from workflow_storage.management.run_columns import run_columns, run_record
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -38,7 +38,7 @@ BATCH = 500
 SAID_EVERY = 10_000
 
 
-class Command(StorageCommand):
+class Command(StoreCommand):
     help = (
         "Digests a document in a workflow, fails on a damaged copy of it, and resumes that run. "
         "With --many, stores many plausible runs instead."
@@ -71,19 +71,18 @@ class Command(StorageCommand):
         )
         add_backend(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        with command_errors():
-            # What is passed to call_command() by name has not been read yet.
-            wanted = None if options["many"] is None else count(options["many"])
-            is_work = wanted is None and not options["delete"]
-            document = self._document(options["file"]) if is_work else None
-            backend = self._opened(options["backend"])
-            if options["delete"]:
-                self._delete_many(backend)
-            if wanted is not None:
-                self._store_many(backend, wanted, options)
-            if document is not None:
-                self._work(backend, document, options)
+    def carry_out(self, options: dict[str, Any]) -> None:
+        # What is passed to call_command() by name has not been read yet.
+        wanted = None if options["many"] is None else count(options["many"])
+        is_work = wanted is None and not options["delete"]
+        document = self._document(options["file"]) if is_work else None
+        backend = self._opened(options["backend"])
+        if options["delete"]:
+            self._delete_many(backend)
+        if wanted is not None:
+            self._store_many(backend, wanted, options)
+        if document is not None:
+            self._work(backend, document, options)
 
     def _opened(self, store: str | None) -> StorageBackend:
         backend = create_storage_backend(store)
@@ -111,7 +110,10 @@ class Command(StorageCommand):
             f"{summary.p50_seconds or 0:.2f} seconds"
         )
         runs = backend.runs.list_runs(workflow_name=workflows.WORKFLOW_NAME, limit=10)
-        write_tables(self.stdout, Text(), runs_table(runs), Text(), no_color=options["no_color"])
+        output = Output(self.stdout, options)
+        output.line()
+        output.rows(runs, run_columns(), run_record())
+        output.line()
         self._show_where(
             backend,
             {
