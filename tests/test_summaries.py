@@ -7,7 +7,15 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_storage.summaries import bucket_of, seconds_of, start_of, valid_groups
+from workflow_storage import WorkflowRun
+from workflow_storage.summaries import (
+    Summaries,
+    bucket_of,
+    merged,
+    seconds_of,
+    start_of,
+    valid_groups,
+)
 
 
 @given(seconds=st.floats(0, 1e12))
@@ -33,6 +41,29 @@ def test_times_begin_in_the_current_time_zone(time, expected):
     with timezone.override("Europe/Berlin"):  # where 2 o'clock was left out on that day
         moment = timezone.make_aware(datetime(2026, 3, 29, 3, 30))
         assert start_of(time, moment) == timezone.make_aware(expected)
+
+
+RUNS = st.lists(
+    st.builds(
+        WorkflowRun,
+        workflow_name=st.sampled_from(["a", "b", "c"]),
+        status=st.sampled_from(["running", "completed", "failed"]),
+        duration_seconds=st.none() | st.floats(0, 1e5),
+        total_tokens=st.none() | st.integers(0, 10_000),
+        total_cost_usd=st.none() | st.integers(0, 1000).map(lambda cents: cents / 100),
+    ),
+    max_size=20,
+)
+
+
+@given(runs=RUNS)
+def test_groups_that_are_merged_are_the_group_of_all_runs(runs):
+    by_name, in_all = Summaries(), Summaries()
+    for run in runs:
+        by_name.add_run(run, ("workflow_name",))
+        in_all.add_run(run, ())
+
+    assert [merged(by_name.results())] == (in_all.results() or [merged(())])
 
 
 def test_one_group_may_be_given_as_text():

@@ -115,6 +115,25 @@ def group_of(run: WorkflowRun, by: tuple[str, ...]) -> tuple[Any, ...]:
     )
 
 
+def merged(summaries: Iterable[RunSummary], group: tuple[Any, ...] = ()) -> RunSummary:
+    """Return what the runs of several groups have in common, without looking at them again.
+
+    Args:
+        summaries: of groups that have no run in common.
+        group: what the one group is called that they become.
+    """
+    whole = _Group()
+    for summary in summaries:
+        whole.by_status.update(summary.by_status)
+        whole.durations.update(summary.durations)
+        whole.add(
+            summary.max_seconds,
+            summary.total_tokens,
+            None if summary.total_cost_usd is None else Decimal(repr(summary.total_cost_usd)),
+        )
+    return whole.summary(group)
+
+
 class Summaries:
     """Sums runs up."""
 
@@ -161,12 +180,7 @@ class Summaries:
         known.by_status[status] += runs
         if bucket is not None:
             known.durations[bucket] += runs
-        if longest is not None:
-            known.longest = max(longest, known.longest or 0.0)
-        if tokens is not None:
-            known.tokens = (known.tokens or 0) + tokens
-        if cost_usd is not None:
-            known.cost_usd = (known.cost_usd or Decimal(0)) + cost_usd
+        known.add(longest, tokens, cost_usd)
 
     def results(self) -> list[RunSummary]:
         """Return the summaries, in the order of the groups; what has no label comes last."""
@@ -187,6 +201,15 @@ class _Group:
         self.longest: float | None = None
         self.tokens: int | None = None
         self.cost_usd: Decimal | None = None
+
+    def add(self, longest: float | None, tokens: int | None, cost_usd: Decimal | None) -> None:
+        """Add the longest duration, the tokens and the cost of some runs; None for unknown."""
+        if longest is not None:
+            self.longest = max(longest, self.longest or 0.0)
+        if tokens is not None:
+            self.tokens = (self.tokens or 0) + tokens
+        if cost_usd is not None:
+            self.cost_usd = (self.cost_usd or Decimal(0)) + cost_usd
 
     def summary(self, group: tuple[Any, ...]) -> RunSummary:
         completed = self.by_status[RunStatus.COMPLETED.value]
