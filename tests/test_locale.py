@@ -154,8 +154,10 @@ def test_every_message_of_the_source_is_translated(entries):
     }
     source = messages_of_source()
 
-    assert sorted(source - done) == [], f"These are not translated into German. {TO_DO}"
-    assert sorted(entries.keys() - source - {""}) == [], f"These are no more used. {TO_DO}"
+    missing, unused = sorted(source - done), sorted(entries.keys() - source - {""})
+
+    assert not missing, f"Not translated into German: {missing}. {TO_DO}"
+    assert not unused, f"Translated into German, but nowhere in the source: {unused}. {TO_DO}"
 
 
 def test_what_is_compiled_is_what_was_translated(entries):
