@@ -358,6 +358,7 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         self,
         *,
         batch_size: int = 1000,
+        on_batch: Callable[[int], object] | None = None,
         **which: Unpack[FinishedRunFilters],
     ) -> int:
         """Delete runs that ended before a time, with their states, batch by batch.
@@ -368,6 +369,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
 
         Args:
             batch_size: runs in a batch.
+            on_batch: called after each batch, with how many runs were deleted in it; for who shows
+                how far it is.
             **which: see `FinishedRunFilters`.
 
         Returns:

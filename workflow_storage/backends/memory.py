@@ -299,6 +299,7 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         self,
         *,
         batch_size: int = 1000,
+        on_batch: Callable[[int], object] | None = None,
         **which: Unpack[FinishedRunFilters],
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
@@ -307,6 +308,8 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
             ended = [run.id for run in self.iter_finished(**which)]
             for run_id in ended:
                 del self._store.runs[run_id]
+        if on_batch is not None:
+            on_batch(len(ended))
         return len(ended)
 
     def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:

@@ -6,6 +6,7 @@ again: what is there already is not written twice.
 """
 
 from workflow_storage.exceptions import CannotMoveError, ExportFileError, SameStoreError
+from workflow_storage.transfer.archiving import archive_runs, delete_archived
 from workflow_storage.transfer.copying import (
     MAX_ATTEMPTS,
     PROBE,
@@ -31,7 +32,9 @@ __all__ = [
     "Outcome",
     "SameStoreError",
     "Transferred",
+    "archive_runs",
     "copy_runs",
+    "delete_archived",
     "export_runs",
     "fork_run",
     "import_runs",

@@ -28,7 +28,7 @@ from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_checkpoints, equal_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from workflow_storage.base import Attempt, Checkpoint, RunFilters, StorageBackend
@@ -331,16 +331,27 @@ def _newest_if_equal(
     if source.runs.list_attempts(run.id) != target.runs.list_attempts(run.id):
         raise unequal
     here = source.states.iter_encoded(run.id)
-    last = next(here, None)
-    if last is None:
+    first = next(here, None)
+    if first is None:
         return None
     # The target may also have older ones, which the source has deleted since.
-    there = target.states.iter_encoded(run.id, after=last.step - 1)
-    for ours, theirs in itertools.zip_longest(itertools.chain([last], here), there):
-        if ours is None or theirs is None or not _are_equal(run.id, ours, theirs):
-            raise unequal
-        last = ours
+    there = target.states.iter_encoded(run.id, after=first.step - 1)
+    last = last_if_equal(run.id, itertools.chain([first], here), there)
+    if last is None:
+        raise unequal
     return checkpoint_of(run.id, last)
+
+
+def last_if_equal(
+    run_id: str, ones: Iterable[EncodedCheckpoint], others: Iterable[EncodedCheckpoint]
+) -> EncodedCheckpoint | None:
+    """Return the last of some checkpoints, if others are the same ones; None unless they are."""
+    last = None
+    for one, other in itertools.zip_longest(ones, others):
+        if one is None or other is None or not _are_equal(run_id, one, other):
+            return None
+        last = one
+    return last
 
 
 def _are_equal(run_id: str, one: EncodedCheckpoint, other: EncodedCheckpoint) -> bool:

@@ -73,7 +73,7 @@ def export_runs(
     """
     with writing(Path(path)) as file:
         for run in source.runs.iter_runs(**filters):
-            yield _exported(run, source, file)
+            yield exported(run, source, file)
 
 
 def import_runs(
@@ -104,7 +104,7 @@ def import_runs(
         if is_cut_to_nothing(path):
             yield DamagedLine(1, "the file is empty, which no compressed file is")
             return
-        lines = _Lines(file, max_line)
+        lines = Lines(file, max_line)
         follows_damage, without_run = False, None
         while (line := lines.next()) is not None:
             if isinstance(line, DamagedLine):
@@ -112,7 +112,7 @@ def import_runs(
                 yield line
             elif isinstance(line, RunLine):
                 follows_damage = False
-                history = _FileHistory(line, lines, max_line)
+                history = FileHistory(line, lines, max_line)
                 done = bring_up_to_date(line.run, history, target)
                 yield from history.rest()
                 if done.reason:
@@ -124,7 +124,8 @@ def import_runs(
                 yield DamagedLine(line.number, f"the run {line.run_id} does not come before it")
 
 
-def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Transferred:
+def exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Transferred:
+    """Write a run with its states to a file, and say what became of it."""
     steps = [step["step"] for step in source.states.iter_steps(run.id)]
     first, last = (steps[0], steps[-1]) if steps else (None, None)
     try:
@@ -152,7 +153,7 @@ def _exported(run: WorkflowRun, source: StorageBackend, file: IO[bytes]) -> Tran
     return Transferred(run.id, "copied", 0)
 
 
-class _Lines:
+class Lines:
     """The lines of a file, of which one can be looked at before it is taken."""
 
     def __init__(self, file: IO[bytes], max_line: int) -> None:
@@ -171,14 +172,14 @@ class _Lines:
         return line
 
 
-class _FileHistory:
+class FileHistory:
     """The checkpoints of a run that are read from a file as they are needed, and only forwards.
 
     What was read is held until it is stored, for another process may copy the same run to the same
     store, and then both go on from what is there.
     """
 
-    def __init__(self, line: RunLine, lines: _Lines, max_state: int) -> None:
+    def __init__(self, line: RunLine, lines: Lines, max_state: int) -> None:
         self._line = line
         self._lines = lines
         self._max_state = max_state
@@ -189,18 +190,22 @@ class _FileHistory:
         self._error: DamagedStateError | None = None
 
     def attempts(self) -> list[Attempt]:
+        """Return the attempts of the run."""
         return self._line.attempts
 
     def newest_step(self) -> int | None:
+        """Return the step of the last checkpoint; None if there is none."""
         return self._line.last_step
 
     def at(self, step: int) -> Checkpoint | None:
+        """Return the checkpoint with a step, or None."""
         found = next(self.after(step - 1), None)
         if found is None or found.step != step:
             return None
         return checkpoint_of(self._line.run.id, found)
 
     def after(self, step: int) -> Iterator[EncodedCheckpoint]:
+        """Yield the checkpoints after a step, as they are stored."""
         self.passed(step)
         last = step
         while True:
@@ -215,6 +220,7 @@ class _FileHistory:
                 self.passed(step)
 
     def passed(self, step: int) -> None:
+        """Let go of those before a step."""
         self._held = [one for one in self._held if one.step >= step]
 
     def rest(self) -> Iterator[DamagedLine]:

@@ -13,6 +13,7 @@ from workflow_storage.backends.orm.conditions import conditions_of, with_values
 from workflow_storage.backends.orm.errors import tries_again
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from django.db.models import QuerySet
@@ -94,19 +95,27 @@ class Deletion:
         rows: the database.
         finished: which runs.
         size: how many a batch has.
+        on_batch: called with how many were deleted in each.
 
     Attributes:
         alias: the database's name in DATABASES.
         deleted: how many runs have been deleted so far.
     """
 
-    def __init__(self, rows: RunRows, finished: ValidFinished, size: int) -> None:
+    def __init__(
+        self,
+        rows: RunRows,
+        finished: ValidFinished,
+        size: int,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> None:
         self.alias = rows.alias
         self.deleted = 0
         self._rows = rows
         self._finished = FinishedRuns(rows, finished)
         self._limit = finished.limit
         self._size = size
+        self._on_batch = on_batch
         self._kept = 0
         self._named: list[str] = []
 
@@ -147,7 +156,7 @@ class Deletion:
 
     def _delete(self, run_ids: list[str]) -> None:
         try:
-            self.deleted += self._delete_at_once(run_ids)
+            deleted = self._delete_at_once(run_ids)
         except IntegrityError as exc:
             half = len(run_ids) // 2
             if half:
@@ -157,6 +166,10 @@ class Deletion:
             self._kept += 1
             if self._kept <= SHOWN:
                 self._named.append(f"{run_ids[0]} ({exc.args[0]})")
+            return
+        self.deleted += deleted
+        if self._on_batch is not None:
+            self._on_batch(deleted)
 
     @tries_again
     def _delete_at_once(self, run_ids: list[str]) -> int:

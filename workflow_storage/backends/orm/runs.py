@@ -75,7 +75,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime, timedelta
 
     from django.db.models import QuerySet
@@ -336,12 +336,13 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         self,
         *,
         batch_size: int = 1000,
+        on_batch: Callable[[int], object] | None = None,
         **which: Unpack[FinishedRunFilters],
     ) -> int:
         """See `AbstractWorkflowRunRepository.delete_finished`."""
         valid = valid_finished(which)
         size = min(valid_count("batch_size", batch_size, minimum=1), MAX_BATCH)
-        return Deletion(self._rows, valid, size).carry_out()
+        return Deletion(self._rows, valid, size, on_batch).carry_out()
 
     def iter_finished(self, **which: Unpack[FinishedRunFilters]) -> Iterator[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.iter_finished`."""

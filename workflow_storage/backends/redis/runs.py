@@ -72,7 +72,7 @@ from workflow_storage.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from datetime import datetime, timedelta
 
     from workflow_storage.backends.redis.connection import Operation
@@ -310,6 +310,7 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
         self,
         *,
         batch_size: int = 1000,
+        on_batch: Callable[[int], object] | None = None,
         **which: Unpack[FinishedRunFilters],
     ) -> Operation[int]:
         valid = valid_finished(which)
@@ -322,6 +323,8 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
                 done = sum((yield calls))
                 finished.took(done)
                 deleted += done
+                if on_batch is not None:
+                    on_batch(done)
         return deleted
 
     delete_finished = blocking(_delete_finished)

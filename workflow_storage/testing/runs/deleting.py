@@ -141,6 +141,20 @@ class DeletingContract:
         ]
         assert backend.runs.delete_finished(before=now, limit=100) == 23
 
+    def test_after_each_batch_it_is_said_how_many_were_deleted(
+        self, backend: StorageBackend
+    ) -> None:
+        for _ in range(5):
+            stored_run(backend, status="failed")
+        batches: list[int] = []
+
+        deleted = backend.runs.delete_finished(
+            before=timezone.now(), batch_size=2, limit=4, on_batch=batches.append
+        )
+
+        assert sum(batches) == deleted == 4
+        assert backend.runs.count_runs() == 1
+
     def test_what_would_be_deleted_is_what_is_deleted(self, backend: StorageBackend) -> None:
         now = timezone.now()
         for number in range(60):
