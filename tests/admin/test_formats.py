@@ -25,6 +25,9 @@ pytestmark = pytest.mark.django_db
 STEPS = 1234
 START = datetime(2026, 3, 1, 20, 0, 0, 250_000, tzinfo=UTC)
 WINDOW = {"since": "2026-02-28", "until": "2026-03-03"}
+"""So long that the steps of the overview are days."""
+HOURS = {"since": "2026-02-28T12:00", "until": "2026-03-02T12:00"}
+"""So short that they are hours."""
 
 
 class Site(NamedTuple):
@@ -281,12 +284,14 @@ def test_the_overview_has_its_numbers(site, get):
     assert page.values("points")
 
 
-def test_the_links_of_the_overview_lead_to_the_runs_of_their_time(site, admin_client, get):
-    page = get(view("overview"), workflow="numbers", **WINDOW)
+@pytest.mark.parametrize("window", [WINDOW, HOURS], ids=["days", "hours"])
+def test_the_links_of_the_overview_lead_to_the_runs_of_their_time(site, admin_client, get, window):
+    page = get(view("overview"), workflow="numbers", **window)
     addresses = {
         attrs["href"] for tag, attrs in page.elements if tag == "a" and "since=" in attrs["href"]
     }
-    steps = [one for one in addresses if "T" in dict(parse_qsl(urlsplit(one).query))["since"]]
+    kept = window["since"]
+    steps = [one for one in addresses if dict(parse_qsl(urlsplit(one).query))["since"] != kept]
 
     found = [admin_client.get(address).context for address in steps]
 
