@@ -81,6 +81,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
+        self.text += " "
 
     def handle_data(self, data):
         self.text += data
@@ -247,8 +248,10 @@ def test_the_page_of_a_long_run_has_its_numbers(site, get, long_run):
 def test_the_page_of_a_short_run_has_its_numbers(site, get, short_run):
     page = get(page_of(short_run))
 
-    for shown in (f"1{site.point}1 s", "100 ms", "1200"):
+    for shown in (f"1{site.point}1 s", "100 ms"):
         assert shown in page.text
+    # Where it was forked, beside its parent and among all fields.
+    assert len(re.findall(r"\b1200\b", page.text)) == 2
     assert view("live", "7654321") in page.values("data-live")
 
 
@@ -327,7 +330,10 @@ def test_the_list_of_states_has_its_numbers(site, get):
     assert view("state", "1234567", 1233) in page.values("href")
     address = reverse("admin:workflow_storage_executionstate_change", args=[newest.pk])
     assert address in [value.partition("?")[0] for value in page.values("href")]
-    assert "1.233" in get(address).text
+    assert re.search(rf"\b{newest.pk}\b", page.text)
+    of_state = get(address)
+    assert "1.233" in of_state.text
+    assert view("state", "1234567", 1233) in of_state.values("href")
 
 
 def test_what_a_script_and_a_download_get_is_json_as_ever(site, admin_client, get):

@@ -115,7 +115,7 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
                     "tokens",
                     "cost",
                     "parent_id",
-                    "forked_from_step",
+                    "forked_at",
                     "labels_text",
                 ),
             },
@@ -125,6 +125,7 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
         "duration",
         "tokens",
         "cost",
+        "forked_at",
         "labels_text",
         "inputs_json",
         "outputs_json",
@@ -282,6 +283,11 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     def cost(self, run: WorkflowRun) -> str:
         """Show the cost in US dollars."""
         return cost_text(run.total_cost_usd)
+
+    @admin.display(description=_("forked from step"))
+    def forked_at(self, run: WorkflowRun) -> str:
+        """Show the step without separators, as everywhere."""
+        return NOTHING if run.forked_from_step is None else str(run.forked_from_step)
 
     @admin.display(description=_("labels"))
     def labels_text(self, run: WorkflowRun) -> str:

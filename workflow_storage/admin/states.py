@@ -49,7 +49,7 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     ordering = ("-id",)
     payloads = ("state_json", "state_delta")
     list_display = (
-        "id",
+        "number",
         "of_run",
         "at_step",
         "node_id",
@@ -63,7 +63,7 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     search_help_text = _("The whole id of a run")
     fields = (
         "run_link",
-        "step",
+        "at_step",
         "node_id",
         "created_at",
         "duration",
@@ -71,7 +71,7 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
         "cost",
         "state",
     )
-    readonly_fields = ("run_link", "duration", "tokens_used", "cost", "state")
+    readonly_fields = ("run_link", "at_step", "duration", "tokens_used", "cost", "state")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         states = super().get_queryset(request)
@@ -88,6 +88,11 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
         """Let the page of a run link to its states."""
         return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
+
+    @admin.display(description=_("id"))
+    def number(self, state: ExecutionState) -> str:
+        """Show the id as it stands in addresses, without separators."""
+        return str(state.pk)
 
     @admin.display(description=_("run"))
     def of_run(self, state: ExecutionState) -> SafeString | str:
