@@ -99,8 +99,8 @@ CHAIN = {
 @given(st.sampled_from(sorted(CHAIN)), st.integers(min_value=0), st.integers(0, 7))
 def test_a_flipped_bit_in_a_chain_never_gives_a_wrong_state(step, position, bit):
     damaged = bytearray(CHAIN[step])
-    # Without the magic number it would be taken for text, and refused when it is read as JSON.
-    damaged[4 + position % (len(damaged) - 4)] ^= 1 << bit
+    # Without its mark it would be taken for text, and refused when it is read as JSON.
+    damaged[1 + position % (len(damaged) - 1)] ^= 1 << bit
     assert is_delta(CHAIN[7])
     assert decode_state(CHAIN, 7) == GROWING[7]
 

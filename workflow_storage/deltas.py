@@ -3,8 +3,9 @@
 Pure: no ORM, no Redis; every store stores what comes out of here, and uses `Chain` to write and
 `History` to read.
 
-A state is stored whole, as its JSON text, or as a delta: a zstd frame (RFC 8878) that was
-compressed with the text of an earlier state, its base, as prefix. The base of step i is
+A state is stored whole, as its JSON text, or as a delta to the text of an earlier state, its
+base: how many bytes it has in common with the base at the beginning and at the end, and between
+them a zstd frame (RFC 8878) that was compressed with the part of the base around as prefix. The base of step i is
 step ``i & (i - 1)``, which clears the lowest bit that is set: the skip-deltas of
 Subversion's FSFS (subversion/libsvn_fs_fs/structure). So any state is rebuilt from at most
 ``log2(i) + 1`` stored ones, and a state that grows at each step is near its own size in
@@ -12,7 +13,9 @@ total, rather than near the square of the number of steps.
 """
 
 import logging
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -34,13 +37,20 @@ logger = logging.getLogger(__name__)
 SMALL_STATE = 4096
 """Bytes up to which a state is stored whole: readable in SQL, and read at once."""
 
-_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, section 3.1.1; no JSON text begins with it
-_CHECKSUM_FLAG = 1 << 2
-# Most states add little to their base; then the time is that of indexing the base, and the
-# lowest level that still finds it is best. Where much is new, size is worth more time.
-_LEVEL, _LEVEL_FOR_MUCH = 1, 7
-_MUCH = 16  # a part of the state
+_HEADER = struct.Struct("<BIII")
+"""Of a delta: `_MARK`, bytes in common at the beginning and at the end, CRC-32 of the state."""
+
+_MARK = 1  # with which no JSON text begins
+_MARK_BYTE = bytes([_MARK])
+_LARGEST = (1 << 32) - 1  # bytes of a state that a header has room for
+# Most states add little to their base. Where they only change what was there, the time is that of
+# indexing it, and the lowest level that still finds it is best; what is new is worth more time.
+_LEVEL, _LEVEL_FOR_MUCH = 1, 9
+_MUCH = 16  # a part of what lies between the ends
+_WINDOW = 1 << 15  # bytes of the base before that
+_BLOCK = 1 << 16  # bytes that are compared at a time
 _MIN_HASH_LOG = 14
+_MIN_TABLE_LOG, _MAX_TABLE_LOG = 15, 22
 _INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
 _MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
 
@@ -83,7 +93,7 @@ def chain_steps(step: int) -> list[int]:
 
 def is_delta(stored: bytes) -> bool:
     """Whether a stored state is a delta, rather than JSON text."""
-    return stored.startswith(_MAGIC)
+    return stored.startswith(_MARK_BYTE)
 
 
 def encode_state(state: bytes, base: bytes | None) -> bytes:
@@ -96,22 +106,83 @@ def encode_state(state: bytes, base: bytes | None) -> bytes:
     Returns:
         A delta, or the state itself where it is small or a delta would not pay.
     """
-    if base is None or len(state) <= SMALL_STATE:
+    if base is None or len(state) <= SMALL_STATE or max(len(base), len(state)) > _LARGEST:
         return state
+    start = _common_start(base, state)
+    end = _common_end(base, state, min(len(base), len(state)) - start)
+    middle = state[start : len(state) - end]
+    frame = _compressed(middle, _around(base, start, end), len(base) - start - end)
+    delta = _HEADER.pack(_MARK, start, end, zlib.crc32(state)) + frame
+    return delta if len(delta) * 4 < len(state) * 3 else state
+
+
+def _common_start(base: bytes, state: bytes) -> int:
+    """Return how many bytes both begin with alike."""
+    size = min(len(base), len(state))
+    low = 0
+    # Slices of bytes are compared by memcmp, which a loop in Python, or a memoryview, is not.
+    while low < size and state.startswith(base[low : min(low + _BLOCK, size)], low):
+        low = min(low + _BLOCK, size)
+    high = min(low + _BLOCK, size)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if state.startswith(base[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _common_end(base: bytes, state: bytes, size: int) -> int:
+    """Return how many bytes, of so many at most, both end with alike."""
+    longer = len(state) - len(base)
+
+    def is_same(low: int, high: int) -> bool:
+        first = len(base) - high
+        return state.startswith(base[first : len(base) - low], first + longer)
+
+    low = 0
+    while low < size and is_same(low, min(low + _BLOCK, size)):
+        low = min(low + _BLOCK, size)
+    high = min(low + _BLOCK, size)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_same(low, middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _around(base: bytes, start: int, end: int) -> bytes:
+    """Return the part of a base that stands for what lies between, and some of it before."""
+    return base[max(0, start - _WINDOW) : len(base) - end]
+
+
+def _compressed(middle: bytes, prefix: bytes, replaced: int) -> bytes:
+    """Compress what lies between the ends.
+
+    Args:
+        middle: of the state.
+        prefix: see `_around`.
+        replaced: bytes of the base in its place.
+    """
     parameter = zstd.CompressionParameter
-    size = len(base) + len(state)
-    much_is_new = (len(state) - len(base)) * _MUCH > len(state)
+    much_is_new = (len(middle) - replaced) * _MUCH > len(middle)
+    size = len(prefix) + len(middle)
     options: dict[int, int] = {
         parameter.compression_level: _LEVEL_FOR_MUCH if much_is_new else _LEVEL,
-        parameter.checksum_flag: 1,
         parameter.window_log: max(10, min(_MAX_WINDOW_LOG, size.bit_length())),
     }
-    if not much_is_new or len(base) >= _INDEXED_BY_HIGH_LEVEL:
+    if much_is_new and len(prefix) < _INDEXED_BY_HIGH_LEVEL:
+        # The tables of that level take longer to clear than what is new takes to compress.
+        table_log = min(_MAX_TABLE_LOG, max(_MIN_TABLE_LOG, (size // 4).bit_length()))
+        options[parameter.hash_log] = options[parameter.chain_log] = table_log
+    else:
         # zstd indexes only the last 8 << hash_log bytes of a prefix (ZSTD_loadDictionaryContent
         # in lib/compress/zstd_compress.c), and would find nothing in what comes before.
-        options[parameter.hash_log] = max(_MIN_HASH_LOG, (len(base) // 8).bit_length())
-    delta = zstd.compress(state, options=options, zstd_dict=_prefix(base))
-    return delta if len(delta) * 4 < len(state) * 3 else state
+        options[parameter.hash_log] = max(_MIN_HASH_LOG, (len(prefix) // 8).bit_length())
+    return zstd.compress(middle, options=options, zstd_dict=_dictionary(prefix))
 
 
 def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
@@ -140,7 +211,7 @@ def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
     state = stored[chain.pop()]
     for link in reversed(chain[1:]):
         # The checksum of the last link covers what these give.
-        state = apply_delta(_without_checksum(stored[link]), state)
+        state = _applied(stored[link], state)[0]
     return apply_delta(stored[step], state) if chain else state
 
 
@@ -153,44 +224,47 @@ def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes
         limit: the most bytes that may come out of it.
 
     Raises:
-        ValueError: if either is not what it was, as zstd's checksum of the state tells; or if the
+        ValueError: if either is not what it was, as the checksum of the state tells; or if the
             state is larger than the limit, which is known before it is rebuilt.
     """
-    if limit is not None:
-        _refuse_large(delta, limit)
-    decompressor = zstd.ZstdDecompressor(zstd_dict=_prefix(base))
+    state, checksum = _applied(delta, base, limit)
+    if zlib.crc32(state) != checksum:
+        raise ValueError("its delta is damaged, or its base is: the checksum differs")
+    return state
+
+
+def _applied(delta: bytes, base: bytes, limit: int | None = None) -> tuple[bytes, int]:
+    """Return what a delta and its base give, and the checksum that it should have."""
     try:
-        state = decompressor.decompress(delta, -1 if limit is None else limit + 1)
+        mark, start, end, checksum = _HEADER.unpack_from(delta)
+    except struct.error:
+        raise ValueError("its delta is damaged: it is too short") from None
+    if mark != _MARK or start + end > len(base):
+        raise ValueError("its delta is damaged, or its base is: they do not fit")
+    frame = delta[_HEADER.size :]
+    if limit is not None:
+        _refuse_large(frame, start + end, limit)
+    decompressor = zstd.ZstdDecompressor(zstd_dict=_dictionary(_around(base, start, end)))
+    try:
+        middle = decompressor.decompress(frame, -1 if limit is None else limit + 1)
     except zstd.ZstdError as exc:
         raise ValueError(f"its delta is damaged, or its base is: {exc}") from exc
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError("its delta is damaged: it does not end where it should")
-    return state
+    return b"".join((base[:start], middle, base[len(base) - end :])), checksum
 
 
-def _refuse_large(delta: bytes, limit: int) -> None:
+def _refuse_large(frame: bytes, around: int, limit: int) -> None:
     try:
-        declared = zstd.get_frame_info(delta).decompressed_size
+        declared = zstd.get_frame_info(frame).decompressed_size
     except zstd.ZstdError as exc:
         raise ValueError(f"its delta is damaged: {exc}") from exc
-    if declared is None or declared > limit:
+    if declared is None:
+        raise ValueError("its delta does not say how large the state is")
+    if declared + around > limit:
         raise ValueError(
-            "its delta does not say how large the state is"
-            if declared is None
-            else f"its state has {declared:,} bytes, and {limit:,} is the most that is read"
+            f"its state has {declared + around:,} bytes, and {limit:,} is the most that is read"
         )
-
-
-def _without_checksum(delta: bytes) -> bytes:
-    """Return a zstd frame without its checksum, which takes a third of the time to verify.
-
-    RFC 8878, section 3.1.1: a flag in the frame header descriptor, the byte after the magic
-    number, says whether the last four bytes are one.
-    """
-    descriptor = delta[4:5]
-    if not descriptor or not descriptor[0] & _CHECKSUM_FLAG:
-        return delta
-    return b"".join((_MAGIC, bytes([descriptor[0] & ~_CHECKSUM_FLAG]), delta[5:-4]))
 
 
 def whole_state(run_id: str, step: int, text: str | bytes) -> dict[str, Any]:
@@ -406,6 +480,6 @@ class History:
         return load(self.run_id, step, text)
 
 
-def _prefix(base: bytes) -> "tuple[zstd.ZstdDict, int] | None":
+def _dictionary(prefix: bytes) -> "tuple[zstd.ZstdDict, int] | None":
     # zstd takes no shorter dictionary; one that short would not help, either.
-    return zstd.ZstdDict(base, is_raw=True).as_prefix if len(base) >= 8 else None
+    return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= 8 else None

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -142,29 +142,61 @@ def _by_orjson(value: object) -> bytes | None:
         text = orjson.dumps(value, default=_json_form, option=_ORJSON_OPTIONS)
     except TypeError:
         return None
-    # Prose about data is full of the word, but looking closer takes longer than looking in
-    # the value itself.
-    if b"null" in text and _holds_nan(value):
-        return None
-    return text
+    # A NaN hides behind a null. Where values are large, looking at them all is quicker than
+    # looking for null in the text, and where they are many, it is not.
+    holds_nan = _holds_nan(value, at_most=len(text) // _LARGE_VALUE)
+    if holds_nan is None:
+        holds_nan = _may_hold_null(text) and _holds_nan(value)
+    return None if holds_nan else text
 
 
-def _holds_nan(value: object) -> bool:
-    """Whether a value holds NaN or an infinity, at any depth."""
+_LARGE_VALUE = 256  # bytes
+_BEFORE_A_VALUE = (b"", b":", b",", b"[")
+_AFTER_A_VALUE = (b"", b",", b"]", b"}")
+
+
+def _may_hold_null(text: bytes) -> bool:
+    """Whether null may occur in what orjson wrote, other than in text: prose has the word, too."""
+    place = text.find(b"null")
+    while place >= 0:
+        before, after = text[place - 1 : place], text[place + 4 : place + 5]
+        if before in _BEFORE_A_VALUE and after in _AFTER_A_VALUE:
+            return True
+        place = text.find(b"null", place + 4)
+    return False
+
+
+def _holds_nan(value: object, at_most: float = math.inf) -> bool | None:
+    """Whether a value holds NaN or an infinity, at any depth.
+
+    Args:
+        value: any value.
+        at_most: how many values are looked at.
+
+    Returns:
+        None if there are more, and none that was looked at is one.
+    """
     rest: list[object] = [value]
-    while rest:
-        item = rest.pop()
-        if item.__class__ in _WITHOUT_NAN:  # the quickest way past most of them
-            continue
-        if isinstance(item, float):
+    seen = 0
+    for item in rest:
+        inner: Collection[object]
+        if isinstance(item, dict):
+            inner = item.values()
+        elif isinstance(item, list | tuple | set | frozenset):
+            inner = item
+        elif isinstance(item, float):
             if not math.isfinite(item):
                 return True
-        elif isinstance(item, dict):
-            rest.extend(item.values())
-        elif isinstance(item, list | tuple | set | frozenset):
-            rest.extend(item)
+            continue
         elif isinstance(item, Enum):
-            rest.append(item.value)
+            inner = (item.value,)
+        else:
+            continue
+        seen += len(inner)
+        if seen > at_most:
+            return None
+        # The quickest way past most of them.
+        rest += [one for one in inner if one.__class__ not in _WITHOUT_NAN]
     return False
 
 

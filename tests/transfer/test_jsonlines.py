@@ -19,7 +19,7 @@ else:
 
 from tests.transfer.conftest import assert_equal, outcomes
 from workflow_storage import Attempt, ExecutionState, WorkflowRun
-from workflow_storage.deltas import is_delta
+from workflow_storage.deltas import encode_state, is_delta
 from workflow_storage.testing import changed_state, in_threads, new_run, stored_run
 from workflow_storage.transfer import (
     DamagedLine,
@@ -523,7 +523,8 @@ class TestBombs:
         of_run, first, second, *_ = path.read_text().splitlines()
         state = json.loads(second)
         del state["crc32"], state["state"]
-        bomb = zstd.compress(b"{" + b" " * (300 * 2**20) + b"}")
+        frame = zstd.compress(b"{" + b" " * (300 * 2**20) + b"}")
+        bomb = encode_state(b"{" + b" " * 5000 + b"}", b"{}")[:1] + bytes(12) + frame
         state["stored"] = base64.b85encode(bomb).decode()
         lines = [of_run, first, json.dumps(state), good_lines[1].decode()]
         path.write_text("\n".join(lines))

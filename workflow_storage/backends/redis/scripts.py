@@ -518,7 +518,7 @@ while step >= 0 do
   chain[#chain + 1] = step
   chain[#chain + 1] = state[1]
   chain[#chain + 1] = state[2]
-  if step == 0 or string.sub(state[2], 1, 4) ~= '\\40\\181\\47\\253' then break end
+  if step == 0 or string.byte(state[2]) ~= 1 then break end
   step = bit.band(step, step - 1)
 end
 return chain
@@ -563,7 +563,7 @@ while step < next_step and step > 0 do
   local base = bit.band(step, step - 1)
   if base < keep and not replaced[step] then
     local state = redis.call('HGET', states_key, step)
-    if string.sub(state or '', 1, 4) == '\\40\\181\\47\\253' then return -1 end
+    if string.byte(state or '') == 1 then return -1 end
   end
   step = step + step - base
 end
