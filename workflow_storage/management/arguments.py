@@ -35,6 +35,9 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 """A duration as text."""
 
+TIMEDELTA = re.compile(r"(\d+ days?, )?\d+:\d\d:\d\d(\.\d+)?")
+"""A `timedelta` as text, which call_command() makes of an argument that is required."""
+
 SHORTEST_PAUSE = 0.1
 """Seconds between two looks at a store, at least."""
 
@@ -182,7 +185,8 @@ def moment(value: object) -> datetime:
     try:
         if isinstance(value, datetime):
             return in_project_time(value)
-        if isinstance(value, timedelta) or AGE.fullmatch(str(value).strip()):
+        text = str(value).strip()
+        if AGE.fullmatch(text) or TIMEDELTA.fullmatch(text):
             return timezone.now() - duration(value)
         date = value if isinstance(value, date_type) else parse_date(str(value))
         time = None if date is None else datetime.combine(date, time_of_day.min)
@@ -207,7 +211,6 @@ def duration(value: object) -> timedelta:
     text = str(value).strip()
     match = AGE.fullmatch(text)
     try:
-        # As a timedelta is written: call_command() makes text of an argument that is required.
         time = timedelta(**{UNITS[match[2]]: float(match[1])}) if match else _as_written(text)
     except OverflowError as exc:
         raise ArgumentTypeError(f"{value!r} is too long.") from exc
@@ -217,7 +220,7 @@ def duration(value: object) -> timedelta:
 
 
 def _as_written(text: str) -> timedelta | None:
-    return parse_duration(text) if ":" in text else None
+    return parse_duration(text) if TIMEDELTA.fullmatch(text) else None
 
 
 def count(value: object) -> int:

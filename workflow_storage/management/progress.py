@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.management.base import CommandError
@@ -21,7 +22,7 @@ from workflow_storage.management.text import counted, one_line
 from workflow_storage.transfer import DamagedLine, Transferred
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from django.core.management.base import OutputWrapper
 
@@ -36,16 +37,25 @@ class LongCommand(StoreCommand):
     def with_progress(
         self, items: Iterable[_T], total: int | None, options: dict[str, Any], noun: str = "runs"
     ) -> Iterator[_T]:
-        """Yield some items, and show how many there were.
+        """Yield some items, and show how many there were; the arguments are those of `progress`."""
+        with self.progress(total, options, noun) as advance:
+            for item in items:
+                yield item
+                advance(1)
+
+    @contextmanager
+    def progress(
+        self, total: int | None, options: dict[str, Any], noun: str = "runs"
+    ) -> Iterator[Callable[[int], object]]:
+        """Show how far it is, and yield what tells how many more are done.
 
         Args:
-            items: as they come.
             total: how many there will be, about; None if nobody knows.
             options: those of the command; with ``verbosity`` 0 nothing is shown.
             noun: what they are.
         """
         if not (self.stderr.isatty() and options["verbosity"]):
-            yield from items
+            yield lambda _: None
             return
         columns = (SpinnerColumn("line"), BarColumn(), MofNCompleteColumn(), TextColumn(noun))
         console = Console(stderr=True, no_color=options["no_color"] or None)
@@ -53,9 +63,7 @@ class LongCommand(StoreCommand):
             self._bar = bar
             task = bar.add_task("", total=total)
             try:
-                for item in items:
-                    yield item
-                    bar.advance(task)
+                yield lambda more: bar.advance(task, more)
             finally:
                 self._bar = None
 

@@ -1,0 +1,149 @@
+"""``prune_runs``: what it deletes, what it spares, and that it says so first."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from tests.management.conftest import run_command
+from workflow_storage.testing import stored_run
+
+
+@pytest.fixture
+def ended(every_backend):
+    """Five old runs of two workflows, a recent one, one that runs and one that waits."""
+    now = timezone.now()
+
+    def store(run_id, days, **fields):
+        moment = now - timedelta(days=days)
+        times = {"completed_at": moment} if fields["status"] in {"completed", "failed"} else {}
+        stored_run(every_backend, id=run_id, started_at=moment, **times, **fields)
+        for number in range(5):
+            every_backend.states.save_state(run_id, {"n": number}, "node")
+
+    for number in range(4):
+        store(f"a{number}", 100 + number, workflow_name="a", status="completed")
+    store("b0", 100, workflow_name="b", status="failed", labels={"tenant": "acme"})
+    store("recent", 1, workflow_name="a", status="completed")
+    store("running", 100, workflow_name="a", status="running")
+    store("waiting", 100, workflow_name="a", status="running")
+    every_backend.runs.update_status("waiting", "pending", waiting_for="approval")
+    return every_backend
+
+
+def left(backend):
+    return {run.id for run in backend.runs.iter_runs()}
+
+
+ALL = {"a0", "a1", "a2", "a3", "b0", "recent", "running", "waiting"}
+
+
+def prune(url, *arguments, **options):
+    return run_command(
+        "prune_runs", "--older-than=90d", *arguments, backend=url, interactive=False, **options
+    )
+
+
+def test_a_dry_run_says_what_would_be_deleted_and_deletes_nothing(ended, every_url):
+    text = prune(every_url, "--dry-run")
+
+    assert [line.split() for line in text.splitlines()[:3]] == [
+        ["Workflow", "Runs"],
+        ["a", "4"],
+        ["b", "1"],
+    ]
+    assert text.splitlines()[-1] == "5 runs would be deleted."
+    assert left(ended) == ALL
+    assert json.loads(prune(every_url, "--dry-run", "--workflow=b", format="json")) == [
+        {"workflow_name": "b", "runs": 1, "states": None}
+    ]
+
+
+def test_only_what_ended_before_is_deleted(ended, every_url):
+    text = prune(every_url)
+
+    assert text.endswith("5 runs deleted.\n")
+    assert left(ended) == {"recent", "running", "waiting"}
+    assert prune(every_url) == "Nothing to delete.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gone"),
+    [
+        (["--workflow=b"], "b0"),
+        (["--status=completed"], "a0 a1 a2 a3"),
+        (["--label=tenant=acme"], "b0"),
+        (["--keep-last=3"], "a2 a3"),
+        (["--limit=2"], "a2 a3"),
+        (["--parent=x"], ""),
+        (["--verbosity=0"], "a0 a1 a2 a3 b0"),
+    ],
+    ids=str,
+)
+def test_the_selection_narrows_what_is_deleted(ended, every_url, arguments, gone):
+    prune(every_url, *arguments)
+    assert left(ended) == ALL - set(gone.split())
+
+
+def test_states_alone_can_be_deleted(ended, every_url):
+    text = prune(every_url, "--states-only", "--keep-states=2", "--dry-run")
+    assert text.splitlines()[-1] == "12 states of 4 runs would be deleted."
+
+    text = prune(every_url, "--states-only", "--keep-states=2", "--limit=3")
+    assert text.endswith("9 states deleted.\n")
+    text = prune(every_url, "--states-only", "--keep-states=2", "--limit=3")
+    assert text.endswith("3 states deleted.\n")
+
+    assert left(ended) == ALL
+    counts = {run: len(ended.states.get_state_history(run)) for run in ALL}
+    assert counts == {run: 2 if run in {"a0", "a1", "a2", "a3"} else 5 for run in ALL}
+
+
+def test_runs_that_can_be_resumed_keep_their_states_unless_forced(ended, every_url):
+    arguments = ["--states-only", "--keep-states=1"]
+    with pytest.raises(CommandError, match="failed can be resumed") as caught:
+        prune(every_url, *arguments, "--status=failed")
+    assert caught.value.returncode == 2
+
+    prune(every_url, *arguments, "--status=failed", "--force")
+    assert len(ended.states.get_state_history("b0")) == 1
+    assert len(ended.states.get_state_history("a0")) == 5
+
+
+def test_what_is_archived_is_deleted(ended, every_url, tmp_path):
+    path = tmp_path / "old.jsonl.gz"
+
+    text = prune(every_url, f"--archive={path}")
+
+    assert f"5 runs written to {path}; 0 kept.\n5 runs deleted.\n" in text
+    assert left(ended) == {"recent", "running", "waiting"}
+    run_command("import_runs", str(path), backend=every_url)
+    assert left(ended) == ALL
+    with pytest.raises(CommandError, match="it is there already"):
+        prune(every_url, f"--archive={path}")
+    assert left(ended) == ALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--states-only"], "needs --keep-states"),
+        (["--keep-states=1"], "go with --states-only"),
+        (["--force"], "go with --states-only"),
+        (["--states-only", "--keep-states=1", "--archive=x"], "does not go with"),
+        (["--status=running"], "running"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_said(source, sqlite_url, arguments, message):
+    with pytest.raises(CommandError, match=message):
+        prune(sqlite_url, *arguments)
+
+
+def test_nothing_is_deleted_unasked(source, sqlite_url):
+    stored_run(source, status="failed")
+    with pytest.raises(CommandError, match=r"no terminal to ask on\. Pass --no-input"):
+        call_command("prune_runs", older_than=timedelta(0), backend=sqlite_url)
+    assert source.runs.count_runs() == 1

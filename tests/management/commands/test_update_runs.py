@@ -1,0 +1,119 @@
+"""``update_runs``: runs cancelled, failed and labelled by hand."""
+
+import io
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from tests.management.conftest import run_command
+from workflow_storage import RunLostError, record_run
+from workflow_storage.testing import stored_run
+
+
+def update(url, *arguments, **options):
+    return run_command("update_runs", *arguments, backend=url, interactive=False, **options)
+
+
+@pytest.fixture
+def stored(every_backend):
+    for run_id, name, status in (
+        ("running", "a", "running"),
+        ("pending", "a", "pending"),
+        ("completed", "a", "completed"),
+        ("other", "b", "running"),
+    ):
+        stored_run(
+            every_backend, id=run_id, workflow_name=name, status=status, labels={"tenant": "acme"}
+        )
+    return every_backend
+
+
+def statuses(backend):
+    return {run.id: str(run.status) for run in backend.runs.iter_runs()}
+
+
+def test_a_run_is_cancelled_by_its_id(stored, every_url):
+    assert update(every_url, "cancel", "run") == "1 run cancelled.\n"
+    run = stored.runs.get("running")
+    assert (run.status, run.error_message) == ("cancelled", "Cancelled by update_runs.")
+    assert update(every_url, "fail", "pending", "--message", "no longer needed").startswith("1 run")
+    assert stored.runs.get("pending").error_message == "no longer needed"
+
+
+def test_selected_runs_are_those_that_have_not_ended(stored, every_url):
+    assert update(every_url, "cancel", "--workflow=a", "--dry-run").endswith(
+        "2 runs would be cancelled.\n"
+    )
+    assert update(every_url, "cancel", "--workflow=a") == "2 runs cancelled.\n"
+    assert statuses(stored) == {
+        "running": "cancelled",
+        "pending": "cancelled",
+        "completed": "completed",
+        "other": "running",
+    }
+
+
+def test_a_run_that_has_ended_is_named_and_left(stored, every_url):
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError, match="1 run could not be"):
+        call_command(
+            "update_runs",
+            "cancel",
+            "completed",
+            "other",
+            backend=every_url,
+            interactive=False,
+            stdout=out,
+            stderr=err,
+        )
+    assert "Workflow run completed is completed" in err.getvalue()
+    assert out.getvalue() == "1 run cancelled.\n"
+    assert statuses(stored)["other"] == "cancelled"
+
+
+def test_labels_are_set_and_removed(stored, every_url):
+    update(every_url, "label", "--workflow=a", "--set=checked=yes", "--set=by=me", "--limit=2")
+    labelled = list(stored.runs.iter_runs(labels={"checked": "yes", "by": "me"}))
+    assert len(labelled) == 2
+    assert {run.labels["tenant"] for run in labelled} == {"acme"}
+    update(every_url, "unlabel", "other", remove="tenant")
+    assert stored.runs.get("other").labels == {}
+    assert stored.runs.count_runs(labels={"tenant": "acme"}) == 3
+
+
+def test_whoever_works_on_a_cancelled_run_is_told(every_backend, every_url):
+    with (
+        pytest.raises(RunLostError, match="is cancelled"),
+        record_run("w", backend=every_backend) as run,
+    ):
+        update(every_url, "cancel", run.run_id)
+        run.save_state({}, node_id="next")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cancel"], "Name runs by their ids, or else select"),
+        (["cancel", "x", "--workflow=a"], "Name runs by their ids, or else select"),
+        (["label", "x"], "--set NAME=VALUE"),
+        (["unlabel", "x"], "--remove NAME"),
+        (["label", "x", "--set=a=1", "--message=m"], "--message goes with cancel and fail"),
+        (["cancel", "gone"], "Workflow run not found: gone"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_said(source, sqlite_url, arguments, message):
+    with pytest.raises(CommandError, match=message):
+        update(sqlite_url, *arguments)
+
+
+def test_more_than_one_run_is_not_changed_unasked(source, sqlite_url):
+    for _ in range(2):
+        stored_run(source, workflow_name="a")
+    with pytest.raises(CommandError, match="no terminal to ask on"):
+        call_command(
+            "update_runs", "cancel", workflow="a", backend=sqlite_url, stdout=io.StringIO()
+        )
+    assert set(statuses(source).values()) == {"pending"}
+    run_command("update_runs", "cancel", "--workflow=a", "--limit=1", backend=sqlite_url)
+    assert sorted(statuses(source).values()) == ["cancelled", "pending"]

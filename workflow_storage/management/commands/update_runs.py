@@ -1,0 +1,202 @@
+"""``manage.py update_runs cancel|fail|label|unlabel``: runs ended or labelled by hand."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import CommandError
+
+from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
+from workflow_storage.management.arguments import (
+    add_limit,
+    add_selection,
+    labels_of,
+    limit_of,
+    selection_of,
+)
+from workflow_storage.management.base import (
+    StorageCommand,
+    add_no_input,
+    found_run,
+    usage_error,
+)
+from workflow_storage.management.progress import LongCommand
+from workflow_storage.management.run_columns import run_columns, run_record
+from workflow_storage.management.text import counted, one_line
+from workflow_storage.status import RunStatus
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable, Iterator
+
+    from workflow_storage.base import StorageBackend
+    from workflow_storage.management.output import Output
+    from workflow_storage.models import WorkflowRun
+
+OPEN = (RunStatus.PENDING.value, RunStatus.RUNNING.value)
+"""The statuses of runs that can be cancelled or failed."""
+
+ACTIONS = {
+    "cancel": "cancelled",
+    "fail": "set to failed",
+    "label": "labelled",
+    "unlabel": "unlabelled",
+}
+SHOWN = 20
+"""Runs that are shown before it is asked."""
+
+
+class Command(LongCommand, StorageCommand):
+    """Ends runs, or changes their labels."""
+
+    help = (
+        "Cancels or fails runs that are pending or running, or changes labels of any runs: of those "
+        "that are named, or selected. Whoever works on a run that is ended notices at its next "
+        "checkpoint. Asks first if there is more than one."
+    )
+
+    _changed = 0
+    _action = ""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add what to do, and with which runs."""
+        super().add_arguments(parser)
+        parser.add_argument("action", choices=list(ACTIONS), help="What to do.")
+        parser.add_argument("run_ids", nargs="*", metavar="ID", help="Ids, or their beginnings.")
+        add_selection(parser)
+        add_limit(parser)
+        parser.add_argument(
+            "--message", metavar="TEXT", help="With cancel and fail: why, for the error of the run."
+        )
+        parser.add_argument(
+            "--set",
+            action="append",
+            metavar="NAME=VALUE",
+            help="With label: a label to set; may be given several times.",
+        )
+        parser.add_argument(
+            "--remove",
+            action="append",
+            metavar="NAME",
+            help="With unlabel: a label to remove; may be given several times.",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only list the runs; change nothing."
+        )
+        add_no_input(parser)
+
+    def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
+        """Find the runs, ask, and change them."""
+        action = options["action"]
+        self._action = action
+        change = _change_of(options)
+        runs, count = _runs_of(backend, options)
+        if options["dry_run"]:
+            self._list(output, runs, f"would be {ACTIONS[action]}", options)
+            return
+        if count > 1 and options["interactive"]:
+            runs = self._shown(output, runs, options)
+            if not self.confirmed(f"{action.capitalize()} {counted(count, 'run')}?", options):
+                self.say("Nothing was changed.", options)
+                return
+        refused = self._change(backend, self.with_progress(runs, count, options), change)
+        if output.is_table:
+            self.say(f"{counted(self._changed, 'run')} {ACTIONS[action]}.", options)
+        else:
+            output.json({"changed": self._changed, "refused": refused})
+        if refused:
+            raise CommandError(f"{counted(refused, 'run')} could not be; see above.")
+
+    def interruption(self) -> str:
+        """Return what was done."""
+        done = ACTIONS.get(self._action, "changed")
+        return f"Interrupted after {counted(self._changed, 'run')} {done}."
+
+    def _list(
+        self, output: Output, runs: Iterable[WorkflowRun], done: str, options: dict[str, Any]
+    ) -> None:
+        count = output.rows(runs, run_columns(), run_record())
+        if output.is_table:
+            self.say(f"{counted(count, 'run')} {done}.", options)
+
+    def _shown(
+        self, output: Output, runs: Iterator[WorkflowRun], options: dict[str, Any]
+    ) -> Iterator[WorkflowRun]:
+        """Show the first of some runs, and return all of them."""
+        first = list(islice(runs, SHOWN))
+        if output.is_table:
+            output.rows(first, run_columns(), run_record())
+        return chain(first, runs)
+
+    def _change(
+        self, backend: StorageBackend, runs: Iterable[WorkflowRun], change: dict[str, Any]
+    ) -> int:
+        """Change runs, and return how many refused it."""
+        refused = 0
+        for run in runs:
+            try:
+                if "status" in change:
+                    backend.runs.update_status(run.id, expected=OPEN, **change)
+                else:
+                    backend.runs.update(run.id, **change)
+                self._changed += 1
+            except (StatusConflictError, RunNotFoundError) as exc:
+                refused += 1
+                self.complain(one_line(str(exc)))
+        return refused
+
+
+def _change_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `update_status` or `update` takes.
+
+    Raises:
+        CommandError: for options that do not go with the action.
+    """
+    action = options["action"]
+    labels, names = labels_of(options["set"]), options["remove"]
+    goes_with = {
+        "--message": (options["message"], {"cancel", "fail"}),
+        "--set": (labels, {"label"}),
+        "--remove": (names, {"unlabel"}),
+    }
+    for option, (value, actions) in goes_with.items():
+        if value and action not in actions:
+            raise usage_error(f"{option} goes with {' and '.join(sorted(actions))}, not {action}.")
+    if action == "label":
+        if not labels:
+            raise usage_error("Say which label to set: --set NAME=VALUE.")
+        return {"add_labels": labels}
+    if action == "unlabel":
+        if not names:
+            raise usage_error("Say which label to remove: --remove NAME.")
+        return {"remove_labels": [names] if isinstance(names, str) else list(names)}
+    status = RunStatus.CANCELLED if action == "cancel" else RunStatus.FAILED
+    done = "Cancelled" if action == "cancel" else "Set to failed"
+    return {"status": status, "error_message": options["message"] or f"{done} by update_runs."}
+
+
+def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator[WorkflowRun], int]:
+    """Return the runs that are named or selected, and how many there are, about.
+
+    Raises:
+        CommandError: if runs are named and selected, or neither.
+    """
+    named = options["run_ids"] or []
+    filters = selection_of(options)
+    if bool(named) == any(value is not None for value in filters.values()):
+        raise usage_error(
+            "Name runs by their ids, or else select them with --workflow and the like."
+        )
+    if named:
+        ids = [named] if isinstance(named, str) else named
+        runs = {run.id: run for run in (found_run(backend, run_id) for run_id in ids)}
+        return iter(runs.values()), len(runs)
+    if options["action"] in {"cancel", "fail"} and filters["status"] is None:
+        filters["status"] = OPEN
+    limit = limit_of(options)
+    count = backend.runs.count_runs(**filters)
+    return (
+        islice(backend.runs.iter_runs(**filters), limit),
+        count if limit is None else min(count, limit),
+    )
