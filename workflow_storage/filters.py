@@ -46,6 +46,13 @@ class ValidFilters(NamedTuple):
     """What its error has to contain, in lower case; None for any."""
     match_none: bool
     """Whether no run can match: an impossible name, or no status at all."""
+    by_label: bool = True
+    """Whether runs with labels are found by the rows of the first one; else the runs are looked at."""
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether runs are found by the rows of a label, and are in the order of these."""
+        return self.by_label and bool(self.labels)
 
     @property
     def is_one_label(self) -> bool:
@@ -160,7 +167,8 @@ def valid_filters(filters: Mapping[str, Any]) -> ValidFilters:
     return ValidFilters(
         names,
         statuses,
-        **moments,
+        started_after=moments["started_after"],
+        started_before=moments["started_before"],
         labels={plain_text(name): plain_text(value) for name, value in labels.items()},
         parent_id=None if parent_id is None else plain_text(parent_id),
         waiting=waiting,

@@ -35,6 +35,7 @@ from workflow_storage.backends.orm import (
 from workflow_storage.backends.orm.errors import storage_error
 from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
 from workflow_storage.factory import forget
+from workflow_storage.filters import valid_filters
 from workflow_storage.models import WorkflowRunLabel
 from workflow_storage.testing import ConcurrencyContract, in_threads, new_run, stored_run
 
@@ -286,13 +287,45 @@ class TestPlans:
         [
             lambda runs, states: runs.list_runs(parent_id="run-000100"),
             lambda runs, states: runs.list_runs(labels={"tenant": "t7", "user": "u3"}, limit=20),
+            lambda runs, states: runs.list_runs(
+                labels={"tenant": "t7"}, started_after=timezone.now() - timedelta(hours=1), limit=20
+            ),
+            lambda runs, states: runs.list_runs(labels={"user": "u3"}, status="running"),
         ],
-        ids=["by parent", "by several labels"],
+        ids=["by parent", "by several labels", "by label and time", "by label and rarer status"],
     )
     def test_a_read_of_few_scans_no_table(self, filled_backend, read):
         for plan in plans_of(filled_backend.runs.alias, lambda: read(*filled_backend)):
             scans = r"Seq Scan|SCAN (?!subquery|.* USING (COVERING )?INDEX)"
             assert not re.search(scans, plan), plan
+
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            {"labels": {"user": "u3"}, "status": "running"},
+            {"labels": {"user": "u3"}, "workflow_name": "workflow-1"},
+            {"labels": {"tenant": "t7"}, "status": ["completed", "failed"]},
+            {"labels": {"user": "u3", "tenant": "t7"}},
+            {"labels": {"user": "u3"}, "parent_id": "run-000200"},
+            {"labels": {"user": "u3"}, "waiting": False, "status": "pending"},
+        ],
+    )
+    def test_runs_of_labels_are_the_same_whatever_index_they_are_read_by(
+        self, filled_backend, filters
+    ):
+        now = timezone.now()
+        filters["started_after"] = now - timedelta(hours=5)
+        filters["started_before"] = now - timedelta(minutes=20)
+        runs = filled_backend.runs
+        everything = valid_filters(filters)
+        wanted = [run.id for run in runs.list_runs(limit=20_000) if everything.matches(run)]
+        assert wanted
+
+        pages = [runs.list_runs(**filters, limit=30)]
+        while pages[-1]:
+            pages.append(runs.list_runs(**filters, before=pages[-1][-1], limit=30))
+
+        assert [run.id for page in pages for run in page] == wanted
 
     def test_delete_finished_and_list_stalled_scan_no_table(self, filled_backend):
         alias = filled_backend.runs.alias

@@ -192,16 +192,20 @@ class RunChangeList(KeysetChangeList):
     def newer(self, after: str) -> QuerySet[Any]:
         started_at, run_id = self.position(after)
         labels = self.selection.filters.labels
-        if not labels:
+        if not self.selection.filters.reads_labels:
             return super().newer(after)
         # All conditions on the rows of the label in one filter: they are of one row.
         (name, value), *others = labels.items()
+        filters = self.selection.filters
         runs = with_values(
-            self._others, conditions_of(self.selection.filters._replace(labels=dict(others)))
+            self._others, conditions_of(filters._replace(labels=dict(others), by_label=False))
         )
-        newer = Q(label_rows__started_at__gt=started_at) | Q(label_rows__run_id__gt=run_id)
         of_label = Q(label_rows__name=name, label_rows__value=value)
-        runs = runs.filter(of_label & newer & Q(label_rows__started_at__gte=started_at))
+        newer = Q(label_rows__started_at__gt=started_at) | Q(label_rows__run_id__gt=run_id)
+        newer &= Q(label_rows__started_at__gte=started_at)
+        if filters.started_before is not None:
+            newer &= Q(label_rows__started_at__lt=filters.started_before)
+        runs = runs.filter(of_label & newer)
         return runs.order_by(*NEWEST_LABELLED_FIRST).reverse()
 
 

@@ -101,18 +101,19 @@ def conditions_of(filters: ValidFilters, before: Position | None = None) -> list
         conditions.append(
             Condition(f"waiting {filters.waiting}", (), (), _WAITING[filters.waiting])
         )
-    first, *others = filters.labels.items() or (None,)
-    if first is not None:
-        conditions.append(_first_label(*first, before))
-        conditions += [_other_label(number, *label) for number, label in enumerate(others)]
+    others = [*filters.labels.items()]
+    if filters.reads_labels:
+        bounds = {"gte": filters.started_after, "lt": filters.started_before}
+        conditions.append(_first_label(*others.pop(0), before, bounds))
     elif before is not None:
         conditions.append(_before_run(*before))
+    conditions += [_other_label(number, *label) for number, label in enumerate(others)]
     return conditions
 
 
 def order_of(filters: ValidFilters) -> tuple[str, str]:
     """Return the order newest first, by the index that the conditions of filters are read from."""
-    if filters.labels:
+    if filters.reads_labels:
         return NEWEST_LABELLED_FIRST
     return "-started_at", "-id"
 
@@ -136,19 +137,32 @@ _WHERE: dict[str, tuple[str, Callable[..., Q]]] = {
 _WAITING: dict[bool, Callable[..., Q]] = {True: lambda: IS_WAITING, False: lambda: ~IS_WAITING}
 
 
-def _first_label(name: str, value: str, before: Position | None) -> Condition:
-    """Return the condition that a run has a label, and comes after another one, by one row of it."""
-    if before is None:
-        return Condition("label", _LABEL, (name, value), _has_label)
+def _first_label(
+    name: str, value: str, before: Position | None, bounds: dict[str, datetime | None]
+) -> Condition:
+    """Return the condition that a run has a label, and comes after another one, by one row of it.
+
+    The time of the start is asked of that row, too, so that others are not looked at.
+    """
+    given = {f"label_rows__started_at__{how}": time for how, time in bounds.items() if time}
+    fields = [*_LABEL, *("label_rows__started_at" for _ in given)]
+    if before is not None:
+        fields += ["label_rows__started_at", "label_rows__run_id"]
+
+    def where(name: Any, value: Any, *more: Any) -> Q:
+        times = more[: len(given)]
+        condition = _has_label(name, value) & Q(**dict(zip(given, times, strict=True)))
+        if before is not None:
+            time, run_id = more[len(given) :]
+            condition &= Q(label_rows__started_at__lt=time) | Q(label_rows__run_id__lt=run_id)
+            condition &= Q(label_rows__started_at__lte=time)
+        return condition
+
     return Condition(
-        "label before",
-        (*_LABEL, "label_rows__started_at", "label_rows__run_id"),
-        (name, value, *before),
-        lambda name, value, time, run_id: (
-            _has_label(name, value)
-            & (Q(label_rows__started_at__lt=time) | Q(label_rows__run_id__lt=run_id))
-            & Q(label_rows__started_at__lte=time)
-        ),
+        " ".join(["label", *given, *(["before"] if before else [])]),
+        tuple(fields),
+        (name, value, *given.values(), *(before or ())),
+        where,
     )
 
 

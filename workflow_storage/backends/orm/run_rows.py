@@ -22,6 +22,7 @@ from django.db.models.functions import Coalesce, Greatest
 from django.db.models.signals import post_delete, pre_delete
 
 from workflow_storage.backends.orm.compiled_queries import Parameter, delete_rows
+from workflow_storage.backends.orm.conditions import conditions_of, with_values
 from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 RARE = 1000
-"""Runs of a label that are counted to tell which of several is the rarest."""
+"""Runs that are looked at to tell which of several labels, or other filters, is the rarest."""
 
 
 class RunRows(Database):
@@ -137,14 +138,42 @@ class RunRows(Database):
         return [Attempt(*row) for row in rows.values_list(*Attempt._fields)]
 
     def rarest_first(self, filters: ValidFilters) -> ValidFilters:
-        """Return filters whose first label, by whose rows runs are read, is the rarest of several."""
-        if len(filters.labels) < 2:
+        """Return filters that say how runs with labels are best found.
+
+        That is by the rows of the first label, which is the rarest of several, or by the runs
+        themselves, if those of the workflow or in the status are rarer still.
+        """
+        if not filters.labels:
             return filters
-        counts = {
-            label: self.labels.filter(name=label[0], value=label[1])[:RARE].count()
-            for label in filters.labels.items()
-        }
-        return filters._replace(labels=dict(sorted(counts, key=lambda label: counts[label])))
+        if len(filters.labels) > 1:
+            labels = sorted(filters.labels.items(), key=self._frequency_of)
+            filters = filters._replace(labels=dict(labels))
+        return filters._replace(by_label=not self._runs_are_rarer(filters))
+
+    def _frequency_of(self, label: tuple[str, str]) -> tuple[int, float]:
+        """Return what is less for a label that fewer runs have."""
+        rows = self.labels.filter(name=label[0], value=label[1])
+        last = _start_of_last(rows)
+        return (rows[:RARE].count(), 0.0) if last is None else (RARE, last.timestamp())
+
+    def _runs_are_rarer(self, filters: ValidFilters) -> bool:
+        """Whether there are fewer runs that meet the other filters than runs of the first label."""
+        others = filters._replace(labels={}, waiting=None)
+        if filters.waiting:
+            others = others._replace(statuses=[RunStatus.PENDING])
+        several = others.parent_id, others.workflow_names, others.statuses
+        if several == (None, None, None):
+            return False
+        of_label = self.labelled(filters._replace(labels=dict([*filters.labels.items()][:1])))
+        runs = with_values(self.runs, conditions_of(others))
+        last_of_label = _start_of_last(of_label)
+        if last_of_label is None:
+            return False
+        if others.parent_id or max(len(some or ()) for some in several[1:]) > 1:
+            # There is no index to read these in order.
+            return runs[:RARE].count() < RARE
+        last = _start_of_last(runs)
+        return last is None or last < last_of_label
 
     def labelled(self, filters: ValidFilters) -> QuerySet[WorkflowRunLabel]:
         """Return the rows of the one label that filters ask for, in their time."""
@@ -189,6 +218,12 @@ class RunRows(Database):
         # Who listens may read any field, also once the row is gone; so one is loaded at a time.
         for run in runs.iterator(chunk_size=1):
             run.delete(using=self.alias)
+
+
+def _start_of_last(rows: QuerySet[Any]) -> datetime | None:
+    """Return how far back one has to go for so many rows; None if there are not so many."""
+    starts = rows.order_by("-started_at").values_list("started_at", flat=True)
+    return next(iter(starts[RARE - 1 : RARE]), None)
 
 
 class _Seconds(Func):
