@@ -18,7 +18,17 @@ from workflow_storage.admin.trees import json_tree
 from workflow_storage.testing.values import AWKWARD_VALUES, json_values, nested
 
 SECRETS = Mask(["token", "api key"])
-ATTRIBUTES = {"class", "data-path", "open", "role", "tabindex", "aria-label", "title", "href"}
+ATTRIBUTES = {
+    "class",
+    "data-path",
+    "dir",
+    "open",
+    "role",
+    "tabindex",
+    "aria-label",
+    "title",
+    "href",
+}
 
 
 class Page(HTMLParser):

@@ -93,6 +93,17 @@ def test_a_page_in_german(opened, stored, name, width):
     check(page)
 
 
+@pytest.mark.parametrize("name", sorted(BOTH_WAYS))
+def test_a_page_from_right_to_left(opened, stored, name):
+    page = opened(PAGES[name](stored), width=1280, language="ar")
+
+    assert page.locator("html").get_attribute("dir") == "rtl"
+    # Time and code go from left to right all the same.
+    for place in page.locator("svg text, .workflow-storage-tree, pre").all():
+        assert place.evaluate("place => getComputedStyle(place).direction") == "ltr"
+    check(page)
+
+
 def test_each_preset_is_one_of_the_pages(stored):
     addresses = {address(stored) for address in PAGES.values()}
 

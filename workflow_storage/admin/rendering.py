@@ -172,7 +172,9 @@ def text_block(text: str | None) -> SafeString | str:
         return NOTHING
     shown = printable(text[:SHOWN_CHARACTERS])
     block = format_html(
-        '<pre class="workflow-storage-json" tabindex="0" aria-label="{}">{}</pre>', _("Text"), shown
+        '<pre class="workflow-storage-json" dir="auto" tabindex="0" aria-label="{}">{}</pre>',
+        _("Text"),
+        shown,
     )
     if len(text) <= SHOWN_CHARACTERS:
         return block

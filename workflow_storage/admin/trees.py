@@ -75,7 +75,7 @@ def json_tree(
     tree = _Tree(value, mask, name)
     rows = tree.html()
     return format_html(
-        '{}<div class="workflow-storage-tree" role="group" tabindex="0" aria-label="{}">{}</div>{}',
+        '{}<div class="workflow-storage-tree" dir="ltr" role="group" tabindex="0" aria-label="{}">{}</div>{}',
         _note_on_size(value, mask, tree.rows, download_url) if tree.is_cut else "",
         _showable(name) or _("JSON"),
         rows,
