@@ -17,7 +17,7 @@ from django.contrib.admin.widgets import (
 )
 from django.utils.html import escape
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
+from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy, pgettext_lazy
 
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_COUNT, MAX_LABEL_NAME, MAX_LABEL_VALUE
@@ -150,7 +150,7 @@ class CancelRuns(EndRuns):
     name_of_action = "cancel_runs"
     status = RunStatus.CANCELLED
     text = "Cancelled"
-    label = gettext_lazy("Cancel")
+    label = pgettext_lazy("a run", "Cancel")
     about = gettext_lazy(
         "Only pending and running runs are cancelled. Whoever works on one is told at its next "
         "checkpoint. A cancelled run can be resumed."
