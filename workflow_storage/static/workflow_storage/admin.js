@@ -65,7 +65,9 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    if (event.target.closest?.("input, select, textarea, [contenteditable], summary, pre")) return;
+    // Where an arrow key already does something, such as scrolling a tree, it does that.
+    const own = "input, select, textarea, [contenteditable], summary, pre, [tabindex='0']";
+    if (event.target.closest?.(own)) return;
     document.querySelector(`a[data-key="${event.key}"]`)?.click();
   });
 
@@ -119,27 +121,33 @@
         again();
         return;
       }
-      wait = 2000;
-      for (const [name, html] of Object.entries(data.regions)) show(name, html);
+      // What has stood still for long, such as a run that waits, is asked for less often.
+      const changed = Object.entries(data.regions).map(([name, html]) => show(name, html));
+      wait = changed.includes(true) ? 2000 : Math.min(wait * 1.5, 30000);
       if (!data.ended) again();
+      else page.querySelector(".workflow-storage-ended").hidden = false;
     }
     again();
   }
 
+  // By region, what the server said last.
+  const shown = new Map();
+
   function show(name, html) {
     const region = document.querySelector(`[data-region="${name}"]`);
-    if (!region || region.dataset.shown === html) return;
+    if (!region || shown.get(name) === html) return false;
     // What somebody has selected, or stands on, is not taken away; the next answer is soon enough.
     const selection = getSelection();
     const isRead = !selection.isCollapsed && selection.containsNode(region, true);
-    if (isRead || region.contains(document.activeElement)) return;
+    if (isRead || region.contains(document.activeElement)) return true;
     const open = new Map([...region.querySelectorAll("details")].map((it) => [named(it), it.open]));
-    region.dataset.shown = html;
+    shown.set(name, html);
     region.innerHTML = html;
     for (const details of region.querySelectorAll("details")) {
       details.open = open.get(named(details)) ?? details.open;
     }
     letCopy(region);
+    return true;
   }
 
   // Where a fold is in its section, whatever has come before it.
