@@ -15,6 +15,7 @@ total, rather than near the square of the number of steps.
 import logging
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -53,6 +54,10 @@ _MIN_HASH_LOG = 14
 _MIN_TABLE_LOG, _MAX_TABLE_LOG = 15, 22
 _INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
 _MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
+
+
+_HELD_OF_RECENT = 16 << 20
+_RECENT = 64
 
 
 class EncodedCheckpoint(NamedTuple):
@@ -343,6 +348,11 @@ class Chain(Generic[_Mark]):
         self._texts: dict[int, bytes] = {}
         self._marks: dict[int, _Mark] = {}
 
+    @property
+    def held(self) -> int:
+        """Bytes of the texts that are remembered."""
+        return sum(map(len, self._texts.values()))
+
     def mark(self, step: int) -> _Mark | None:
         """Return the mark of a state that is remembered, or None."""
         return self._marks.get(step)
@@ -405,6 +415,34 @@ class Chain(Generic[_Mark]):
             error = DamagedStateError(self.run_id, step, str(exc))
             logger.exception("A state cannot serve as a base", exc_info=error)
             return None
+
+
+class RecentChains(Generic[_Mark]):
+    """The chains of the runs that were saved to last without a writer, as far as they are small.
+
+    For who saves one state after another to a run. Each is used by one thread at a time; another one
+    that saves to the run has a chain that knows nothing.
+    """
+
+    def __init__(self) -> None:
+        self._chains: dict[str, Chain[_Mark]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, run_id: str) -> Chain[_Mark]:
+        """Return the chain of a run, for one save."""
+        with self._lock:
+            chain = self._chains.pop(run_id, None)
+        return chain or Chain(run_id)
+
+    def keep(self, chain: Chain[_Mark]) -> None:
+        """Remember a chain after a save, and forget those that were not used for longest."""
+        if not 0 < chain.held <= _HELD_OF_RECENT:
+            return
+        with self._lock:
+            self._chains[chain.run_id] = chain
+            held = sum(one.held for one in self._chains.values())
+            while held > _HELD_OF_RECENT or len(self._chains) > _RECENT:
+                held -= self._chains.pop(next(iter(self._chains))).held
 
 
 class History:

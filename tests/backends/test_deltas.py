@@ -9,13 +9,16 @@ from contextlib import nullcontext, suppress
 import pytest
 from django.db import connections, transaction
 from django.db.models.functions import Length
+from django.test.utils import CaptureQueriesContext
 
 from workflow_storage import (
     DamagedStateError,
     ExecutionState,
     StorageError,
+    WorkflowRun,
     create_storage_backend,
 )
+from workflow_storage.deltas import RecentChains
 from workflow_storage.factory import forget
 from workflow_storage.testing import changed_state, in_threads, stored_run
 
@@ -170,16 +173,53 @@ def test_a_missing_base_is_an_error(sql_backend, run):
         sql_backend.states.get_latest_state(run.id)
 
 
+def another_process(backend):
+    """Return a repository that remembers nothing of what was saved."""
+    return type(backend.states)(backend.states.alias)
+
+
 def test_a_run_with_a_damaged_state_goes_on_with_a_whole_one(sql_backend, run, caplog):
     states_of(sql_backend, run).filter(step=99).update(state_delta=b"\x01nothing")
     state = changed_state({}, "grow", 9000)
 
-    assert sql_backend.states.save_state(run.id, state, "node") == 100
+    assert another_process(sql_backend).save_state(run.id, state, "node") == 100
     assert sql_backend.states.get_latest_state(run.id) == state
     damage(sql_backend, run, 0, state_json="damaged")
-    assert sql_backend.states.save_state(run.id, state, "node") == 101
+    assert another_process(sql_backend).save_state(run.id, state, "node") == 101
     assert sql_backend.states.get_latest_state(run.id) == state
     assert "cannot serve as a base" in caplog.text
+
+
+def test_saves_without_a_writer_read_nothing_back_and_notice_what_others_did(sql_backend, run):
+    states, others = sql_backend.states, another_process(sql_backend)
+    state = states.get_latest_state(run.id)
+    states.save_state(run.id, state, "node")
+    with CaptureQueriesContext(connections[states.alias]) as captured:
+        states.save_state(run.id, {**state, "more": 1}, "node")
+    assert not any("state_delta" in one["sql"] for one in captured if "SELECT" in one["sql"][:9])
+
+    others.save_state(run.id, {**state, "theirs": 1}, "node")
+    states.save_state(run.id, {**state, "ours": 2}, "node")
+    others.delete_states(run.id, keep_last=1)
+    states.save_state(run.id, {**state, "ours": 3}, "node")
+    sql_backend.runs.delete(run.id)
+    sql_backend.runs.add(WorkflowRun(id=run.id, workflow_name="anew"))
+    assert states.save_state(run.id, {**state, "ours": 4}, "node") == 0
+    assert states.save_state(run.id, {**state, "ours": 5}, "node") == 1
+    history = others.get_state_history(run.id)
+    assert [one["state_data"]["ours"] for one in history] == [4, 5]
+
+
+def test_what_is_remembered_of_runs_is_bounded():
+    recent = RecentChains()
+    for number in range(100):
+        chain = recent.take(f"run-{number}")
+        chain.remember(0, b"x" * 1_000_000, None)
+        recent.keep(chain)
+
+    assert recent.take("run-99").next_step == 1
+    held = [number for number in range(100) if recent.take(f"run-{number}").next_step]
+    assert held == list(range(84, 99))
 
 
 @pytest.mark.parametrize("keep_last", [0, 1])

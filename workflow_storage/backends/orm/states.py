@@ -29,13 +29,19 @@ from workflow_storage.base import (
 from workflow_storage.deltas import (
     EncodedCheckpoint,
     History,
+    RecentChains,
     base_step,
     chain_steps,
     rebuilt_state,
     rebuilt_text,
     whole_state,
 )
-from workflow_storage.exceptions import DamagedStateError, SnapshotError, StepConflictError
+from workflow_storage.exceptions import (
+    DamagedStateError,
+    RunNotFoundError,
+    SnapshotError,
+    StepConflictError,
+)
 from workflow_storage.validation import MAX_COUNT, is_possible_id, valid_count, valid_step
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from workflow_storage.backends.orm.async_threads import AsyncThreads
+    from workflow_storage.backends.orm.state_rows import Mark
     from workflow_storage.models import ExecutionState
 
 logger = logging.getLogger(__name__)
@@ -70,6 +77,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
     ) -> None:
         super().__init__(alias, own_connection=own_connection, threads=threads)
         self._rows = StateRows(alias)
+        self._recent: RecentChains[Mark] = RecentChains()
 
     def save_state(
         self,
@@ -82,10 +90,15 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         **usage: Unpack[NodeUsage],
     ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
+        if not is_possible_id(run_id):
+            raise RunNotFoundError(run_id)
+        chain = self._recent.take(run_id)
         writer = DjangoStateWriter(
-            self, self._rows, run_id, attempt, own_connection=self.own_connection, once=True
+            self, self._rows, run_id, attempt, own_connection=self.own_connection, chain=chain
         )
-        return writer.save_state(state_data, node_id, totals=totals, **usage)
+        step = writer.save_state(state_data, node_id, totals=totals, **usage)
+        self._recent.keep(chain)
+        return step
 
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""

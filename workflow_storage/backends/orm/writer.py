@@ -59,7 +59,7 @@ class DjangoStateWriter(StateWriter):
         run_id: the run.
         attempt: the attempt that the run has to be in, and running; None for any.
         own_connection: see `DjangoRepository`.
-        once: whether it saves one checkpoint only, so that nothing is remembered.
+        chain: what is remembered of the run already; None for nothing.
     """
 
     def __init__(
@@ -70,15 +70,14 @@ class DjangoStateWriter(StateWriter):
         attempt: int | None = None,
         *,
         own_connection: bool = False,
-        once: bool = False,
+        chain: Chain[Mark] | None = None,
     ) -> None:
         super().__init__(states, run_id, valid_attempt(attempt))
         self.alias = rows.alias
         self.own_connection = own_connection
         self._in_one_thread = threading.Lock()
         self._rows = rows
-        self._once = once
-        self._chain: Chain[Mark] = Chain(run_id)
+        self._chain: Chain[Mark] = chain or Chain(run_id)
 
     async def in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what a call returns that is carried out in a thread, after those before it."""
@@ -214,9 +213,8 @@ class DjangoStateWriter(StateWriter):
         return len(checkpoints)
 
     def _remember(self, step: int, mark: Mark, checkpoint: NewCheckpoint) -> int:
-        if not self._once:
-            self._chain.remember(step, checkpoint.text, mark)
-            self.last_saved = step, checkpoint.text
+        self._chain.remember(step, checkpoint.text, mark)
+        self.last_saved = step, checkpoint.text
         return step
 
     def _forget_in_callers(self) -> None:
