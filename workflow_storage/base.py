@@ -41,7 +41,15 @@ from workflow_storage.serialization import state_text
 from workflow_storage.summaries import RunSummary, Summaries, valid_groups
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
 
@@ -133,6 +141,17 @@ class Attempt(NamedTuple):
     """Where it was, as last heard by a checkpoint or a heartbeat."""
     worker: str | None
     """Who worked: host and process id."""
+
+
+class Damage(NamedTuple):
+    """Something that is not as it has to be in a store."""
+
+    run_id: str | None
+    """None if it is not of one run."""
+    problem: str
+    """What is wrong, in a sentence without its full stop."""
+    repaired: bool = False
+    """Whether it was, and is as it has to be now."""
 
 
 class NodeUsage(TypedDict, total=False):
@@ -853,6 +872,27 @@ class StorageBackend(_Repositories):
     def check(self) -> list[CheckMessage]:
         """Return what ``manage.py check`` says about the store, if it is the project's own."""
         return []
+
+    def check_indexes(self, runs: Sequence[WorkflowRun], *, repair: bool = False) -> list[Damage]:
+        """Return where what the store keeps to find some runs by is not equal to the runs.
+
+        Runs that change meanwhile are no damage.
+
+        Args:
+            runs: the runs, as they were read a moment ago.
+            repair: make it equal to them.
+        """
+        return []
+
+    def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
+        """Yield what is wrong with the store, and with runs that no list would show.
+
+        It looks at all that is stored, in constant memory.
+
+        Args:
+            repair: what can be repaired without loss.
+        """
+        yield from ()
 
     def close(self) -> None:
         """Close the connections of this process; those that are used again open again."""

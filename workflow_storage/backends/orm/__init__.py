@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.utils import load_backend
 
 from workflow_storage.backends.orm.async_threads import ASYNC_CONNECTIONS, AsyncThreads
+from workflow_storage.backends.orm.checking import DatabaseCheck
 from workflow_storage.backends.orm.checks import check_database, narrow_charset
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.heartbeats import connection_beside, impatiently
@@ -24,11 +25,13 @@ from workflow_storage.config import database_name, project_databases, without_pa
 from workflow_storage.exceptions import UnsupportedBackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from django.core.checks import CheckMessage
 
+    from workflow_storage.base import Damage
     from workflow_storage.config import StorageConfig
+    from workflow_storage.models import WorkflowRun
 
 __all__ = [
     "DjangoBackend",
@@ -58,6 +61,7 @@ class DjangoBackend(StorageBackend):
         self._alias = runs.alias
         self._own_connection = runs.own_connection
         self._threads = threads
+        self._check = DatabaseCheck(runs.alias, own_connection=runs.own_connection, threads=threads)
 
     def check(self) -> list[CheckMessage]:
         return check_database(
@@ -65,6 +69,12 @@ class DjangoBackend(StorageBackend):
             django.db.connections[self._alias].settings_dict,
             own_connection=self._own_connection,
         )
+
+    def check_indexes(self, runs: Sequence[WorkflowRun], *, repair: bool = False) -> list[Damage]:
+        return self._check.labels(runs, repair=repair)
+
+    def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
+        yield from self._check.tables()
 
     def close(self) -> None:
         django.db.connections[self._alias].close()

@@ -13,6 +13,7 @@ except ImportError as exc:
         "redis-py is not installed. Run: pip install 'django-workflow-storage[redis]'"
     ) from exc
 
+from workflow_storage.backends.redis.checking import missing_entries, stray_entries, unlisted
 from workflow_storage.backends.redis.checks import check_durability
 from workflow_storage.backends.redis.connection import RedisStore
 from workflow_storage.backends.redis.runs import RedisWorkflowRunRepository
@@ -21,9 +22,13 @@ from workflow_storage.backends.redis.url import RedisURL
 from workflow_storage.base import StorageBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from django.core.checks import CheckMessage
 
+    from workflow_storage.base import Damage
     from workflow_storage.config import StorageConfig
+    from workflow_storage.models import WorkflowRun
 
 __all__ = [
     "RedisBackend",
@@ -51,6 +56,15 @@ class RedisBackend(StorageBackend):
 
     def check(self) -> list[CheckMessage]:
         return check_durability(self.store.url)
+
+    def check_indexes(self, runs: Sequence[WorkflowRun], *, repair: bool = False) -> list[Damage]:
+        return self.store.execute(
+            missing_entries(self.store, [run.id for run in runs], repair=repair)
+        )
+
+    def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
+        yield from unlisted(self.store, repair=repair)
+        yield from stray_entries(self.store, repair=repair)
 
     def close(self) -> None:
         self.store.close()

@@ -131,10 +131,19 @@ local function place()
     'labels', 'parent_id')
 end
 
-local function in_indexes(command, status, workflow, started, ended, labels, parent)
+local function is_in(key, entry)
+  return redis.call('ZLEXCOUNT', key, '[' .. entry, '[' .. entry) == 1
+end
+
+-- With COUNT instead of a command, how many entries there are not, and whether one is this.
+local function in_indexes(command, status, workflow, started, ended, labels, parent, this)
+  local missing, is_this = 0, false
   local function index(at, entry)
     if command == 'ZADD' then
       redis.call('ZADD', KEYS[at], 0, entry)
+    elseif command == 'COUNT' then
+      if not is_in(KEYS[at], entry) then missing = missing + 1 end
+      is_this = is_this or (this and this[1] == KEYS[at] and this[2] == entry)
     else
       redis.call('ZREM', KEYS[at], entry)
     end
@@ -151,6 +160,7 @@ local function in_indexes(command, status, workflow, started, ended, labels, par
     index(at, entry)
     index(at + ended_workflows, workflow .. '\\0' .. entry)
   end
+  return missing, is_this
 end
 
 local function enter(run)
@@ -451,6 +461,35 @@ CLEAN = script(
 local before = place()
 if before[1] and before[3] == ARGV[2] then return end
 for i = 3, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
+""",
+    _INDEXING,
+)
+
+MISSING = script(
+    """
+-- Whether to repair it, as 1. Returns how many entries of the run are not in the indexes.
+local run = place()
+if not run[1] then return 0 end
+local missing = in_indexes('COUNT', unpack(run, 1, 6))
+if missing > 0 and ARGV[2] == '1' then enter(run) end
+return missing
+""",
+    _INDEXING,
+)
+
+STRAY = script(
+    """
+-- The key of an index, an entry in it of the run, and whether to repair it, as 1. Returns 1 if the
+-- run has no such entry.
+if not is_in(ARGV[2], ARGV[3]) then return 0 end
+local run = place()
+if run[1] then
+  run[7] = {ARGV[2], ARGV[3]}
+  local _, is_this = in_indexes('COUNT', unpack(run, 1, 7))
+  if is_this then return 0 end
+end
+if ARGV[4] == '1' then redis.call('ZREM', ARGV[2], ARGV[3]) end
+return 1
 """,
     _INDEXING,
 )

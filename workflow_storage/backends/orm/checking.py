@@ -1,0 +1,124 @@
+"""Whether the tables are those of this version, and the labels equal to their index; for `check_runs`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from django.db import DEFAULT_DB_ALIAS
+from django.db.migrations.executor import MigrationExecutor
+
+from workflow_storage.backends.orm.errors import operation, reading
+from workflow_storage.backends.orm.repository import DjangoRepository
+from workflow_storage.backends.orm.run_rows import RunRows
+from workflow_storage.base import Damage
+from workflow_storage.models import (
+    ExecutionState,
+    WorkflowRun,
+    WorkflowRunAttempt,
+    WorkflowRunLabel,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from django.db.models import Model
+
+    from workflow_storage.backends.orm.async_threads import AsyncThreads
+
+_MODELS: tuple[type[Model], ...] = (
+    WorkflowRun,
+    ExecutionState,
+    WorkflowRunLabel,
+    WorkflowRunAttempt,
+)
+
+_Rows = dict[str, tuple[str, "datetime"]]
+"""The rows of the labels of a run: name -> text and start."""
+
+
+class DatabaseCheck(DjangoRepository):
+    """Looks at the tables behind the repositories.
+
+    Args:
+        alias: the database's name in DATABASES.
+        own_connection: see `DjangoRepository`.
+        threads: see `DjangoRepository`.
+    """
+
+    def __init__(
+        self,
+        alias: str = DEFAULT_DB_ALIAS,
+        *,
+        own_connection: bool = False,
+        threads: AsyncThreads | None = None,
+    ) -> None:
+        super().__init__(alias, own_connection=own_connection, threads=threads)
+        self._rows = RunRows(alias)
+
+    @reading
+    def tables(self) -> list[Damage]:
+        """Return where the tables are not as this version makes them."""
+        connection = self._rows.connection
+        executor = MigrationExecutor(connection)
+        leaves = executor.loader.graph.leaf_nodes("workflow_storage")
+        damages = [
+            Damage(None, f"the migration {migration.name} has not been applied")
+            for migration, _ in executor.migration_plan(leaves)
+            if migration.app_label == "workflow_storage"
+        ]
+        with connection.cursor() as cursor:
+            for model in _MODELS:
+                table = model._meta.db_table
+                there = connection.introspection.get_constraints(cursor, table)
+                wanted = [*model._meta.indexes, *model._meta.constraints]
+                damages += [
+                    Damage(None, f"the table {table} has no {one.name}")
+                    for one in wanted
+                    if one.name not in there
+                ]
+        return damages
+
+    def labels(self, runs: Sequence[WorkflowRun], *, repair: bool) -> list[Damage]:
+        """Return which of some runs have other labels than their rows say."""
+        rows = self._label_rows([run.id for run in runs])
+        return [
+            Damage(run.id, "its labels are not those of their index", repair)
+            for run in runs
+            if rows[run.id] != _expected(run) and self._differs(run.id, repair=repair)
+        ]
+
+    @reading
+    def _label_rows(self, run_ids: list[str]) -> defaultdict[str, _Rows]:
+        found: defaultdict[str, _Rows] = defaultdict(dict)
+        rows = self._rows.labels.filter(run_id__in=run_ids)
+        for run_id, name, value, started_at in rows.values_list(
+            "run_id", "name", "value", "started_at"
+        ):
+            found[run_id][name] = (value, started_at)
+        return found
+
+    @operation
+    def _differs(self, run_id: str, *, repair: bool) -> bool:
+        """Look at a run once more while nobody else can change it, and perhaps repair it."""
+        with self._rows.read_committed():
+            self._rows.begin_writing()
+            runs = self._rows.runs.filter(pk=run_id)
+            run = self._rows.with_lock(runs, no_key=True).first()
+            if run is None or self._label_rows_now(run_id) == _expected(run):
+                return False
+            if repair:
+                self._rows.replace_labels(run_id, run.labels)
+            return True
+
+    def _label_rows_now(self, run_id: str) -> _Rows:
+        rows = self._rows.labels.filter(run_id=run_id)
+        return {
+            name: (value, started_at)
+            for name, value, started_at in rows.values_list("name", "value", "started_at")
+        }
+
+
+def _expected(run: WorkflowRun) -> _Rows:
+    return {name: (value, run.started_at) for name, value in run.labels.items()}

@@ -1,0 +1,132 @@
+"""``manage.py check_runs``: whether all that is stored is as it has to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import CommandError
+
+from workflow_storage.base import Damage
+from workflow_storage.exceptions import StorageError
+from workflow_storage.management.arguments import add_limit, add_selection, limit_of, selection_of
+from workflow_storage.management.base import StorageCommand, found_run
+from workflow_storage.management.checking import problems_of
+from workflow_storage.management.output import Record
+from workflow_storage.management.progress import LongCommand
+from workflow_storage.management.text import counted, one_line
+from workflow_storage.paging import PageLength
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterator
+
+    from workflow_storage.base import StorageBackend
+    from workflow_storage.management.output import Output
+
+RECORD = Record(Damage._fields, lambda damage: damage._asdict())
+
+
+class Command(LongCommand, StorageCommand):
+    """Checks what is stored."""
+
+    help = (
+        "Checks that every state can be rebuilt, steps are contiguous, attempts and times make "
+        "sense, labels and indexes are complete, and the tables are those of this version. Exits "
+        "with 1 if something is wrong."
+    )
+
+    _runs = _states = _found = _repaired = 0
+    _last: str | None = None
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the selection, the repairing and the going on."""
+        super().add_arguments(parser)
+        add_selection(parser)
+        add_limit(parser)
+        parser.add_argument(
+            "--before",
+            metavar="ID",
+            help="Go on after the run with this id, newest first, as an interrupted check says.",
+        )
+        parser.add_argument(
+            "--repair",
+            action="store_true",
+            help="Repair what can be repaired without loss: indexes, and labels in them.",
+        )
+
+    def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
+        """Check, write what is wrong, and fail if something is."""
+        damages = self._counted(self._damages(backend, options))
+        if output.is_table:
+            for damage in damages:
+                output.line(_line(damage))
+            self.say(self._summary(), options)
+        else:
+            output.rows(damages, (), RECORD)
+        left = self._found - self._repaired
+        if left:
+            raise CommandError(f"{counted(left, 'problem')} found.")
+
+    def interruption(self) -> str:
+        """Return what was done, and where to go on."""
+        return f"Interrupted: {self._summary()} {self._going_on()}"
+
+    def code_of_broken_pipe(self) -> int:
+        """Return 1 if something was found that is not repaired."""
+        return int(self._found > self._repaired)
+
+    def _summary(self) -> str:
+        repaired = f", {self._repaired:,} of them repaired" if self._repaired else ""
+        return (
+            f"{counted(self._runs, 'run')} with {counted(self._states, 'state')} checked: "
+            f"{counted(self._found, 'problem')}{repaired}."
+        )
+
+    def _going_on(self) -> str:
+        return f"Go on with --before {self._last}." if self._last else "Nothing was passed yet."
+
+    def _counted(self, damages: Iterator[Damage]) -> Iterator[Damage]:
+        for damage in damages:
+            self._found += 1
+            self._repaired += damage.repaired
+            yield damage
+
+    def _damages(self, backend: StorageBackend, options: dict[str, Any]) -> Iterator[Damage]:
+        filters, repair = selection_of(options), options["repair"]
+        before = options["before"] and found_run(backend, options["before"])
+        is_all = before is None and not any(value is not None for value in filters.values())
+        if is_all:
+            yield from backend.check_whole(repair=repair)
+        left = limit_of(options)
+        total = backend.runs.count_runs(**filters) if self.stderr.isatty() else None
+        length = PageLength()
+        with self.progress(total, options) as advance:
+            while left is None or left > 0:
+                size = length.runs if left is None else min(left, length.runs)
+                try:
+                    page = backend.runs.list_runs(before=before, limit=size, **filters)
+                    if not page:
+                        return
+                    yield from backend.check_indexes(page, repair=repair)
+                    for run in page:
+                        yield from self._damages_of(backend, run)
+                        self._runs += 1
+                        self._last = run.id
+                        advance(1)
+                except StorageError as exc:
+                    raise CommandError(f"{exc} {self._going_on()}") from exc
+                before = page[-1]
+                length.after(page)
+                left = None if left is None else left - len(page)
+
+    def _damages_of(self, backend: StorageBackend, run: Any) -> Iterator[Damage]:
+        for problem in problems_of(backend, run, self._count_states):
+            yield Damage(run.id, problem)
+
+    def _count_states(self, number: int) -> None:
+        self._states += number
+
+
+def _line(damage: Damage) -> str:
+    where = "" if damage.run_id is None else f"{damage.run_id}: "
+    return one_line(f"{where}{damage.problem}{' (repaired)' if damage.repaired else ''}")
