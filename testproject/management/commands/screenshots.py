@@ -11,7 +11,7 @@ import shutil
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django.conf import settings
 from django.contrib.admin.utils import quote
@@ -22,9 +22,8 @@ from django.test import Client
 from django.test.testcases import LiveServerThread
 from django.urls import reverse
 
-from testproject import workflows
 from testproject.management.commands.demo import USER
-from workflow_storage import ExecutionState
+from workflow_storage import WorkflowRun
 from workflow_storage.management.base import StorageCommand
 
 if TYPE_CHECKING:
@@ -36,14 +35,31 @@ if TYPE_CHECKING:
 CHROMIUM = os.environ.get("TEST_CHROMIUM", "/usr/bin/chromium")
 """The executable; the browsers that Playwright would download are not used."""
 
-PAGES: dict[str, Callable[[ExecutionState], str]] = {
-    "runs": lambda state: reverse("admin:workflow_storage_workflowrun_changelist"),
-    "failed-run": lambda state: reverse(
-        "admin:workflow_storage_workflowrun_change", args=[quote(state.run_id)]
+MANY = 2000
+"""Runs that the demo makes up, so that lists and charts have something to show."""
+
+
+class Shown(NamedTuple):
+    """What the pictures are of."""
+
+    failed: WorkflowRun
+    """A run that was begun more than once."""
+    before: WorkflowRun
+    """A run of the same workflow that completed."""
+    step: int
+    """The newest one of the failed run."""
+
+
+PAGES: dict[str, Callable[[Shown], str]] = {
+    "runs": lambda shown: reverse("admin:workflow_storage_workflowrun_changelist"),
+    "failed-run": lambda shown: reverse(
+        "admin:workflow_storage_workflowrun_change", args=[quote(shown.failed.pk)]
     ),
-    "state": lambda state: reverse("admin:workflow_storage_executionstate_change", args=[state.pk]),
+    "state": lambda shown: _view("state", quote(shown.failed.pk), shown.step),
+    "comparison": lambda shown: _view("compare", quote(shown.failed.pk), quote(shown.before.pk)),
+    "charts": lambda shown: f"{_view('overview')}?since=7d",
 }
-"""File names, and the addresses of the pages; the state is the newest one of a failed run."""
+"""File names, and the addresses of the pages."""
 
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
@@ -54,7 +70,7 @@ MAX_BYTES = 150_000
 class Command(StorageCommand):
     help = (
         "Takes pictures of the demo's admin pages, light and dark, in a headless Chromium. "
-        "Runs the demo if it has not run yet; run demo --many before for more to see."
+        f"Runs the demo if it has not run yet, and demo --many {MANY}."
     )
     # The tables come with the demo.
     requires_migrations_checks = False
@@ -87,12 +103,13 @@ class Command(StorageCommand):
 
         call_command("migrate", verbosity=0)
         users = get_user_model().objects
-        state = _newest_state_of_a_failed_run()
-        if state is None or not users.filter(username=USER).exists():
+        shown = _shown()
+        if shown is None or not users.filter(username=USER).exists():
             call_command("demo", stdout=self.stdout)
-            state = _newest_state_of_a_failed_run()
-        assert state is not None, "the demo leaves a failed run"
-        addresses = {name: address(state) for name, address in PAGES.items()}
+            call_command("demo", many=MANY, stdout=self.stdout)
+            shown = _shown()
+        assert shown is not None, "the demo leaves a failed run"
+        addresses = {name: address(shown) for name, address in PAGES.items()}
         client = Client()
         client.force_login(users.get(username=USER))
         session = client.cookies[settings.SESSION_COOKIE_NAME].value
@@ -186,11 +203,17 @@ def _in_fewer_colours(png: bytes) -> bytes:
     return min(png, smaller.getvalue(), key=len)
 
 
-def _newest_state_of_a_failed_run() -> ExecutionState | None:
-    return (
-        ExecutionState.objects.filter(
-            run__workflow_name=workflows.WORKFLOW_NAME, run__status="failed"
-        )
-        .order_by("-id")
-        .first()
-    )
+def _view(name: str, *args: Any) -> str:
+    return reverse(f"admin:workflow_storage_run_{name}", args=args)
+
+
+def _shown() -> Shown | None:
+    """Return what the pictures are of; None if the demo has not run yet."""
+    runs = WorkflowRun.objects.filter(labels__demo="many").order_by("-started_at")
+    for failed in runs.filter(status="failed", attempt__gt=1, states__isnull=False)[:20]:
+        earlier = runs.filter(workflow_name=failed.workflow_name, status="completed")
+        before = earlier.filter(states__isnull=False, started_at__lt=failed.started_at).first()
+        newest = failed.states.order_by("step").last()
+        if before is not None and newest is not None:
+            return Shown(failed, before, newest.step)
+    return None
