@@ -116,7 +116,8 @@ def encode_state(state: bytes, base: bytes | None) -> bytes:
     start = _common_start(base, state)
     end = _common_end(base, state, min(len(base), len(state)) - start)
     middle = state[start : len(state) - end]
-    frame = _compressed(middle, _around(base, start, end), len(base) - start - end)
+    around = base[max(0, start - _WINDOW) : len(base) - end]
+    frame = _compressed(middle, around, len(base) - start - end)
     delta = _HEADER.pack(_MARK, start, end, zlib.crc32(state)) + frame
     return delta if len(delta) * 4 < len(state) * 3 else state
 
@@ -159,17 +160,12 @@ def _common_end(base: bytes, state: bytes, size: int) -> int:
     return low
 
 
-def _around(base: bytes, start: int, end: int) -> bytes:
-    """Return the part of a base that stands for what lies between, and some of it before."""
-    return base[max(0, start - _WINDOW) : len(base) - end]
-
-
 def _compressed(middle: bytes, prefix: bytes, replaced: int) -> bytes:
     """Compress what lies between the ends.
 
     Args:
         middle: of the state.
-        prefix: see `_around`.
+        prefix: what the base has in its place, and some of what comes before.
         replaced: bytes of the base in its place.
     """
     parameter = zstd.CompressionParameter
@@ -213,11 +209,14 @@ def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
             break
     else:
         raise ValueError("the state of step 0 is a delta, which has nothing to be based on")
-    state = stored[chain.pop()]
+    whole = stored[chain.pop()]
+    if not chain:
+        return whole
+    state = _Pieces([whole])
     for link in reversed(chain[1:]):
         # The checksum of the last link covers what these give.
         state = _applied(stored[link], state)[0]
-    return apply_delta(stored[step], state) if chain else state
+    return _checked(*_applied(stored[step], state))
 
 
 def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes:
@@ -232,31 +231,66 @@ def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes
         ValueError: if either is not what it was, as the checksum of the state tells; or if the
             state is larger than the limit, which is known before it is rebuilt.
     """
-    state, checksum = _applied(delta, base, limit)
-    if zlib.crc32(state) != checksum:
+    return _checked(*_applied(delta, _Pieces([base]), limit))
+
+
+class _Pieces:
+    """A text in pieces, of which a part is taken without a copy.
+
+    Attributes:
+        size: bytes of all together.
+    """
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self._pieces = [memoryview(piece) for piece in pieces]
+        self.size = sum(map(len, self._pieces))
+
+    def part(self, start: int, stop: int) -> list[memoryview]:
+        """Return the pieces from one byte to another."""
+        found = []
+        begin = 0
+        for piece in self._pieces:
+            end = begin + len(piece)
+            if start < end and begin < stop:
+                found.append(piece[max(0, start - begin) : stop - begin])
+            begin = end
+        return found
+
+    def joined(self) -> bytes:
+        """Return the text as one."""
+        return b"".join(self._pieces)
+
+
+def _checked(pieces: _Pieces, checksum: int) -> bytes:
+    """Return a text that has the checksum that it should have."""
+    text = pieces.joined()
+    if zlib.crc32(text) != checksum:
         raise ValueError("its delta is damaged, or its base is: the checksum differs")
-    return state
+    return text
 
 
-def _applied(delta: bytes, base: bytes, limit: int | None = None) -> tuple[bytes, int]:
+def _applied(delta: bytes, base: _Pieces, limit: int | None = None) -> tuple[_Pieces, int]:
     """Return what a delta and its base give, and the checksum that it should have."""
     try:
         mark, start, end, checksum = _HEADER.unpack_from(delta)
     except struct.error:
         raise ValueError("its delta is damaged: it is too short") from None
-    if mark != _MARK or start + end > len(base):
+    if mark != _MARK or start + end > base.size:
         raise ValueError("its delta is damaged, or its base is: they do not fit")
     frame = delta[_HEADER.size :]
     if limit is not None:
         _refuse_large(frame, start + end, limit)
-    decompressor = zstd.ZstdDecompressor(zstd_dict=_dictionary(_around(base, start, end)))
+    around = base.part(max(0, start - _WINDOW), base.size - end)
+    decompressor = zstd.ZstdDecompressor(zstd_dict=_dictionary(b"".join(around)))
     try:
         middle = decompressor.decompress(frame, -1 if limit is None else limit + 1)
     except zstd.ZstdError as exc:
         raise ValueError(f"its delta is damaged, or its base is: {exc}") from exc
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError("its delta is damaged: it does not end where it should")
-    return b"".join((base[:start], middle, base[len(base) - end :])), checksum
+    pieces: list[bytes | memoryview] = [*base.part(0, start), middle]
+    pieces += base.part(base.size - end, base.size)
+    return _Pieces(pieces), checksum
 
 
 def _refuse_large(frame: bytes, around: int, limit: int) -> None:
