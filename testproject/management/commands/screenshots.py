@@ -175,7 +175,7 @@ def served() -> Iterator[str]:
 
 
 def _logged_in(browser: Browser, site: str, session: str, scheme: Scheme) -> Page:
-    context = browser.new_context(color_scheme=scheme)
+    context = browser.new_context(color_scheme=scheme, device_scale_factor=2)
     context.add_cookies(
         [{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": site}],
     )
