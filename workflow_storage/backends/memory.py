@@ -116,7 +116,7 @@ class _Run(SimpleNamespace):
         fields = {name: getattr(self, name) for name in RUN_FIELDS}
         for name in PAYLOADS:
             fields[name] = None if fields[name] is None else load_json(fields[name])
-        fields["labels"] = dict(fields["labels"])
+        fields["labels"] = dict(self.labels)
         return WorkflowRun.from_db(None, RUN_FIELDS, list(fields.values()))
 
 
@@ -133,10 +133,14 @@ class _Store:
         Raises:
             RunNotFoundError: if there is no such run.
         """
-        run = self.runs.get(run_id) if is_possible_id(run_id) else None
+        run = self.find(run_id)
         if run is None:
             raise RunNotFoundError(run_id)
         return run
+
+    def find(self, run_id: str) -> _Run | None:
+        """Return a run, or None."""
+        return self.runs.get(run_id) if is_possible_id(run_id) else None
 
     def run_in(self, run_id: str, attempt: int | None) -> _Run:
         """Return a run that is running in an attempt, if one is given.
@@ -153,11 +157,8 @@ class _Store:
 
 def _kept(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return valid fields as they are kept: nothing in them is the caller's."""
-    kept = dict(fields)
-    for name in PAYLOADS & kept.keys():
-        if kept[name] is not None:
-            kept[name] = payload_json(name, kept[name])
-    return kept
+    given = {name for name in PAYLOADS & fields.keys() if fields[name] is not None}
+    return {**fields, **{name: payload_json(name, fields[name]) for name in given}}
 
 
 class _InMemory(HasAsyncTwins):
@@ -178,8 +179,7 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         """See `AbstractWorkflowRunRepository.add`."""
         fields = valid_new_run(run_fields(run))
         self._insert(fields)
-        for name, value in fields.items():
-            setattr(run, name, value)
+        vars(run).update(fields)
         run._state.adding = False
 
     def _insert(self, fields: Mapping[str, Any], attempts: Iterable[Attempt] = ()) -> None:
@@ -193,7 +193,7 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
     def get(self, run_id: str) -> WorkflowRun | None:
         """See `AbstractWorkflowRunRepository.get`."""
         with self._store.lock:
-            run = self._store.runs.get(run_id) if is_possible_id(run_id) else None
+            run = self._store.find(run_id)
             return None if run is None else run.copied()
 
     def list_runs(
@@ -208,10 +208,8 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         with self._store.lock:
             runs = sorted(self._matching(filters), key=_place, reverse=True)
             if before is not None:
-                last = _place(
-                    before if isinstance(before, WorkflowRun) else self._store.run(before)
-                )
-                runs = [run for run in runs if _place(run) < last]
+                last = before if isinstance(before, WorkflowRun) else self._store.run(before)
+                runs = [run for run in runs if _place(run) < _place(last)]
             return [run.copied() for run in runs[:limit]]
 
     def list_ids(self, beginning: str, *, limit: int = 10) -> list[str]:
@@ -259,9 +257,8 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         with self._store.lock:
             run = self._store.run(run_id)
             found = run.found
-            if (statuses is not None and found.status not in statuses) or (
-                attempt not in (None, found.attempt)
-            ):
+            is_refused = statuses is not None and found.status not in statuses
+            if is_refused or attempt not in (None, found.attempt):
                 error = refusal(run_id, found, expected=given, attempt=attempt, change=change)
                 if error is not None:
                     raise error
@@ -270,9 +267,8 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
                 run.attempts.setdefault(found.attempt, ended_attempt(found, change))
             if found.status == RunStatus.RUNNING and not change.sets_duration:
                 spent = change.at - (found.attempt_started_at or found.started_at)
-                changes["duration_seconds"] = (run.duration_seconds or 0.0) + max(
-                    0.0, spent.total_seconds()
-                )
+                seconds = max(0.0, spent.total_seconds())
+                changes["duration_seconds"] = (run.duration_seconds or 0.0) + seconds
             if change.is_beginning:
                 changes["attempt"] = run.attempt + 1
             if change.status.is_terminal:
@@ -331,14 +327,14 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
     def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:
         """See `AbstractWorkflowRunRepository.fail_stalled`."""
         with self._store.lock:
-            ids = [run.id for run in self._silent(idle) if run_id in (None, run.id)]
-            for stalled in ids:
-                self.update_status(stalled, "failed", error_message=stalled_message(idle))
-        return len(ids)
+            stalled = [run for run in self._silent(idle) if run_id in (None, run.id)]
+            for run in stalled:
+                self.update_status(run.id, "failed", error_message=stalled_message(idle))
+        return len(stalled)
 
     def _silent(self, idle: timedelta) -> list[_Run]:
         cutoff = stalled_before(idle)
-        running = [run for run in self._store.runs.values() if run.status == RunStatus.RUNNING]
+        running = self._matching({"status": RunStatus.RUNNING})
         return [run for run in running if all(sign < cutoff for sign in run.signs if sign)]
 
     def list_attempts(self, run_id: str) -> list[Attempt]:
@@ -396,13 +392,12 @@ class MemoryExecutionStateRepository(_InMemory, AbstractExecutionStateRepository
         text = state_text(state_data)
         node_id = valid_name("node_id", node_id, MAX_NODE_ID)
         valid_attempt(attempt)
-        noted = valid_totals(totals)
+        noted, checked = valid_totals(totals), valid_usage(usage)
         if attempt is not None or noted:
             noted = {**noted, "current_node": node_id}
-        checked = valid_usage(usage)
         with self._store.lock:
             run = self._store.run_in(run_id, attempt)
-            step = _next_step(run.states)
+            step = run.states[-1].step + 1 if run.states else 0
             run.states.append(_State(step, text, node_id, timezone.now(), attempt, checked))
             vars(run).update(noted)
         return step
@@ -413,13 +408,11 @@ class MemoryExecutionStateRepository(_InMemory, AbstractExecutionStateRepository
         states = [_State(*(getattr(given, name) for name in _State._fields)) for given in valid]
         with self._store.lock:
             run = self._store.run(run_id)
-            all_states = list(run.states)
-            for state in states:
-                next_step = _next_step(all_states)
-                if state.step != next_step and all_states:
-                    raise StepConflictError(run_id, state.step, next_step)
-                all_states.append(state)
-            run.states = all_states
+            whole = [*run.states, *states]
+            for before, state in itertools.pairwise(whole[max(0, len(run.states) - 1) :]):
+                if state.step != before.step + 1:
+                    raise StepConflictError(run_id, state.step, before.step + 1)
+            run.states = whole
         return len(states)
 
     def get_latest_checkpoint(self, run_id: str) -> Checkpoint | None:
@@ -430,9 +423,8 @@ class MemoryExecutionStateRepository(_InMemory, AbstractExecutionStateRepository
     def get_state(self, run_id: str, step: int) -> Checkpoint | None:
         """See `AbstractExecutionStateRepository.get_state`."""
         valid_step(step)
-        found = (state for state in self._states_of(run_id) if state.step == step)
-        state = next(found, None)
-        return None if state is None else state.checkpoint()
+        states = self._states_of(run_id)
+        return next((state.checkpoint() for state in states if state.step == step), None)
 
     def iter_state_history(self, run_id: str, *, after: int = -1) -> Iterator[Checkpoint]:
         """See `AbstractExecutionStateRepository.iter_state_history`."""
@@ -453,17 +445,13 @@ class MemoryExecutionStateRepository(_InMemory, AbstractExecutionStateRepository
 
     def _states_of(self, run_id: str) -> Sequence[_State]:
         with self._store.lock:
-            run = self._store.runs.get(run_id) if is_possible_id(run_id) else None
+            run = self._store.find(run_id)
             return [] if run is None else list(run.states)
 
 
 def _place(run: Any) -> tuple[datetime, str]:
     """Return where a run is in the order of lists, oldest first."""
     return run.started_at, run.id
-
-
-def _next_step(states: Sequence[_State]) -> int:
-    return states[-1].step + 1 if states else 0
 
 
 _stores: dict[str, _Store] = {}
@@ -482,9 +470,8 @@ def open_store(config: StorageConfig) -> StorageBackend:
             "digits and any of . _ -"
         )
     store = _stores.setdefault(url, _Store())
-    return StorageBackend(
-        MemoryWorkflowRunRepository(store), MemoryExecutionStateRepository(store), name=url
-    )
+    runs, states = MemoryWorkflowRunRepository(store), MemoryExecutionStateRepository(store)
+    return StorageBackend(runs, states, name=url)
 
 
 def forget(url: str) -> None:
