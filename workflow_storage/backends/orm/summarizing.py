@@ -45,21 +45,31 @@ if TYPE_CHECKING:
 MAX_EDGES = 48
 """Times that the database tells apart by comparing; of more, it counts each quarter of an hour."""
 
-_NANOS = 10**9
+NANOS = 10**9
 _QUARTER = 900  # seconds; every offset of a time zone is a whole number of them
+
+
+class _Floor(Floor):
+    """A number that is not negative without its fraction, inside of a `Cast`."""
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
+        # CAST cuts it off there, and its FLOOR is a function in Python.
+        return self.as_sql(compiler, connection, template="%(expressions)s")
+
+
 _ENDED = Q(
     status__in=sorted(status.value for status in TERMINAL_STATUSES), duration_seconds__isnull=False
 )
-_BUCKET = Case(
+BUCKET = Case(
     When(_ENDED & Q(duration_seconds__lt=LEAST), then=Value(0)),
     When(
         _ENDED,
-        then=Cast(Floor(Ln(F("duration_seconds") / LEAST) / math.log(GAMMA)), IntegerField()) + 1,
+        then=Cast(_Floor(Ln(F("duration_seconds") / LEAST) / math.log(GAMMA)), IntegerField()) + 1,
     ),
     output_field=IntegerField(),
 )
 # As whole numbers, which are summed exactly. (PostgreSQL rounds numeric only, which is slow.)
-_NANO_USD = Sum(Cast(Floor(F("total_cost_usd") * float(_NANOS) + 0.5), BigIntegerField()))
+NANO_USD = Sum(Cast(_Floor(F("total_cost_usd") * float(NANOS) + 0.5), BigIntegerField()))
 
 
 def summarized(
@@ -90,14 +100,15 @@ def summarized(
         else:
             runs = runs.annotate(**{name: F(group)})
     counted = (
-        runs.annotate(bucket=_BUCKET)
+        runs.annotate(bucket=BUCKET)
         .order_by()
         .values(*columns, "status", "bucket")
         .annotate(
-            runs=Count("pk"),
-            longest=Max("duration_seconds", filter=_ENDED),
+            # Of neither a column nor a condition, or PostgreSQL would sort rather than hash.
+            runs=Count("*"),
+            longest=Max("duration_seconds"),
             tokens=Sum("total_tokens"),
-            nano_usd=_NANO_USD,
+            nano_usd=NANO_USD,
         )
         .values_list(*columns, "status", "bucket", "runs", "longest", "tokens", "nano_usd")
     )
@@ -116,9 +127,9 @@ def summarized(
             status,
             runs=count,
             bucket=bucket,
-            longest=longest,
+            longest=None if bucket is None else longest,
             tokens=None if tokens is None else int(tokens),
-            cost_usd=None if nano_usd is None else Decimal(int(nano_usd)) / _NANOS,
+            cost_usd=None if nano_usd is None else Decimal(int(nano_usd)) / NANOS,
         )
     return summaries.results()
 
