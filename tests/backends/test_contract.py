@@ -40,6 +40,7 @@ class TestRedis(StorageContract):
         return opener(redis_url)
 
 
+@pytest.mark.slow
 class TestRedisCluster(StorageContract):
     @pytest.fixture
     def open_backend(self, redis_cluster_url):
