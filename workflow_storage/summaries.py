@@ -21,7 +21,7 @@ from django.utils import timezone
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from workflow_storage.models import WorkflowRun
 
@@ -183,6 +183,22 @@ class Summaries:
         if bucket is not None:
             known.durations[bucket] += runs
         known.add(longest, tokens, cost_usd)
+
+    def add_counts(self, counts: Mapping[tuple[Any, str, int | None], int]) -> None:
+        """Add how many runs there are with a group of one value, a status, and a bucket.
+
+        The longest duration is then the one that stands for its bucket.
+        """
+        for (value, status, bucket), runs in counts.items():
+            known = self._groups.get((value,))
+            if known is None:
+                known = self._groups[value,] = _Group()
+            known.by_status[status] += runs
+            if bucket is not None:
+                known.durations[bucket] = known.durations.get(bucket, 0) + runs
+        for group in self._groups.values():
+            if group.durations:
+                group.longest = max(group.longest or 0.0, seconds_of(max(group.durations)))
 
     def results(self) -> list[RunSummary]:
         """Return the summaries, in the order of the groups; what has no label comes last."""

@@ -19,7 +19,7 @@ from workflow_storage.backends.orm.conditions import conditions_of, with_values
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.backends.orm.run_rows import RunRows
 from workflow_storage.backends.orm.summarizing import BUCKET, NANO_USD, NANOS
-from workflow_storage.summaries import Summaries, seconds_of
+from workflow_storage.summaries import Summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +63,9 @@ def over_time_and_by_workflow(
         return [], []
     steps = _Steps(alias, filters, starts)
     by_time, by_workflow = steps.counts()
-    over_time = _summaries(by_time)
+    over_time, over_workflows = Summaries(), Summaries()
+    over_time.add_counts(by_time)
+    over_workflows.add_counts(by_workflow)
     for place, tokens, nano_usd in steps.totals():
         if tokens is not None or nano_usd is not None:
             over_time.add(
@@ -78,7 +80,7 @@ def over_time_and_by_workflow(
     places = over_time.results()
     return (
         [one._replace(group=(starts[one.group[0]],)) for one in places],
-        _summaries(by_workflow).results(),
+        over_workflows.results(),
     )
 
 
@@ -176,20 +178,3 @@ class _Steps:
             place = Case(*cases, default=place, output_field=IntegerField())
         runs = with_values(self._runs, conditions_of(filters)).order_by()
         return runs.annotate(place=place)
-
-
-def _summaries(counts: _Counts) -> Summaries:
-    buckets = {bucket for _, _, bucket in counts if bucket is not None}
-    seconds = {bucket: seconds_of(bucket) for bucket in buckets}
-    summaries = Summaries()
-    for (group, status, bucket), count in counts.items():
-        summaries.add(
-            (group,),
-            status,
-            runs=count,
-            bucket=bucket,
-            longest=None if bucket is None else seconds[bucket],
-            tokens=None,
-            cost_usd=None,
-        )
-    return summaries
