@@ -5,7 +5,7 @@ from django.contrib.auth.models import Permission
 from django.urls import reverse
 
 from tests.admin.conftest import RUNS, add_runs, page_of
-from tests.browser.conftest import check, follow
+from tests.browser.conftest import check, follow, sideways
 from tests.browser.samples import view
 from workflow_storage import WorkflowRun
 
@@ -71,6 +71,25 @@ def test_filters_narrow_the_list_one_after_the_other(opened, stored, javascript)
     follow(page.get_by_role("link", name="Clear all filters"))
     assert page.locator("#result_list tbody tr").count() > 10
     check(page)
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+@pytest.mark.parametrize("width", [1280, 1024, 400])
+def test_an_open_filter_fits_into_the_page(opened, stored, width, language):
+    chosen = "?since=7d&workflow=invoices&label=customer%3Dacme&slower=0&status__exact=completed"
+    for query in ("", chosen):
+        page = opened(reverse(RUNS) + query, width=width, language=language)
+        choices = page.locator("details.workflow-storage-choice")
+        for place in range(choices.count()):
+            choices.nth(place).locator("summary").press("Enter")
+            page.wait_for_timeout(50)
+            box = choices.nth(place).locator("ul").bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert not sideways(page)
+        check(page)
+        page.keyboard.press("Escape")
+        assert page.locator("details.workflow-storage-choice[open]").count() == 0
 
 
 def test_the_filter_of_workflows_suggests_their_names(opened, stored):
@@ -185,7 +204,7 @@ def test_the_selected_runs_get_a_label(opened, stored):
     page.get_by_role("checkbox", name="Select this object").nth(1).check()
 
     page.locator("select[name=action]").select_option(label="Add a label")
-    follow(page.get_by_role("button", name="Go"))
+    follow(page.locator(".actions button"))
     assert page.get_by_text("2 selected runs").is_visible()
     assert page.locator(".workflow-storage-selected tbody tr").count() == 2
     check(page)
@@ -207,7 +226,7 @@ def test_all_that_match_are_deleted_and_no_others(opened, stored, javascript):
 
     page.locator("select[name=action]").select_option(label="Delete with all states")
     page.get_by_label("All 60 that match").check()
-    follow(page.get_by_role("button", name="Go"))
+    follow(page.locator(".actions button"))
     assert page.get_by_text("60 runs that match the filters").is_visible()
     assert page.get_by_text("The newest ones; there are more.").is_visible()
     follow(page.get_by_role("button", name="Delete with all states"))

@@ -178,7 +178,7 @@ def test_the_id_of_a_run_is_copied(opened, stored):
 
     page.get_by_role("button", name=f"Copy {stored.failed.pk}").click()
 
-    assert page.get_by_role("status").filter(has_text="Copied").is_visible()
+    page.get_by_role("status").filter(has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == stored.failed.pk
     check(page)
 
@@ -213,11 +213,13 @@ def test_a_run_is_compared_with_another_by_its_id(opened, stored, javascript):
     check(page)
 
 
-def test_an_id_that_is_none_is_told(opened, stored):
-    page = opened(page_of(stored.recovered))
+@pytest.mark.parametrize("width", [1280, 400])
+def test_an_id_that_is_none_is_told(opened, stored, width):
+    page = opened(page_of(stored.recovered), width=width)
 
     page.get_by_text("Compare with another").click()
     page.get_by_label("Id of the other run").fill("nothing")
+    check(page)
     follow(page.get_by_role("button", name="Compare", exact=True))
 
     assert page.get_by_text("There is no run with the id nothing.").is_visible()

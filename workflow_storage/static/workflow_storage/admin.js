@@ -71,6 +71,28 @@
     document.querySelector(`a[data-key="${event.key}"]`)?.click();
   });
 
+  // What opens over the page stays in it, and closes when somebody turns to something else.
+  const overlays = ".workflow-storage-choice, .workflow-storage-compare-with";
+  for (const details of document.querySelectorAll(overlays)) {
+    details.addEventListener("toggle", () => {
+      const shown = details.querySelector("summary + *");
+      shown.classList.remove("workflow-storage-to-the-left");
+      const isWide = shown.getBoundingClientRect().right > document.documentElement.clientWidth;
+      shown.classList.toggle("workflow-storage-to-the-left", details.open && isWide);
+    });
+  }
+  document.addEventListener("click", (event) => {
+    for (const details of document.querySelectorAll(overlays)) {
+      if (!details.contains(event.target)) details.open = false;
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    const details = event.key === "Escape" && event.target.closest?.(overlays);
+    if (!details?.open) return;
+    details.open = false;
+    details.querySelector("summary").focus();
+  });
+
   for (const form of document.querySelectorAll(".workflow-storage-slider")) {
     const slider = form.querySelector("input[type=range]");
     const output = form.querySelector("output");
