@@ -3,11 +3,12 @@
 import argparse
 import os
 
-from tests.benchmarks import admin, files, finding, history, hot_path, on_redis, scale
+from tests.benchmarks import admin, asynchronous, files, finding, history, hot_path, on_redis, scale
 
 SECTIONS = {
     "history": history.run,
     "hot-path": hot_path.run,
+    "async": asynchronous.run,
     "scale": scale.run,
     "finding": finding.run,
     "files": files.run,
