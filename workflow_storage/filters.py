@@ -48,6 +48,8 @@ class ValidFilters(NamedTuple):
     """Whether no run can match: an impossible name, or no status at all."""
     by_label: bool = True
     """Whether runs with labels are found by the rows of the first one; else the runs are looked at."""
+    by_start: bool = False
+    """Whether runs of several workflows, or in several statuses, are found by looking at all."""
 
     @property
     def reads_labels(self) -> bool:

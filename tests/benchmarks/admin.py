@@ -165,6 +165,7 @@ def pages_of(count: int) -> list[Page]:
             for status in ("pending", "running", "completed", "failed", "cancelled")
         ),
         listed("failed or cancelled", status__exact=["failed", "cancelled"]),
+        listed("completed or failed", status__exact=["completed", "failed"]),
         listed("failed, a page in the middle", status__exact="failed", before=middle),
         listed("a workflow", WORKFLOW, workflow="workflow-07"),
         listed("a workflow, in the middle", WORKFLOW, workflow="workflow-07", before=middle),
@@ -194,6 +195,7 @@ def pages_of(count: int) -> list[Page]:
         searched("the beginning of an id", middle[:18]),
         searched("an id", middle),
         searched("the beginning of workflows", "workflow-1"),
+        searched("the beginning of nearly all workflows", "work"),
         searched("the beginning of two workflows with few runs", "rare"),
         searched("a workflow", "workflow-07"),
         searched("a label", "tenant=t7"),

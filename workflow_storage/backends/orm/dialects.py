@@ -75,6 +75,8 @@ class Dialect:
     """Whether a cursor can bind on the server and read in binary; see postgresql.py."""
     begins_deferred: Callable[[BaseDatabaseWrapper], bool] = lambda connection: False
     """Whether a transaction locks the database only at its first write."""
+    has_statistics: bool = True
+    """Whether it knows, as a rule, how many rows have a value."""
     counts_here: bool = False
     """Whether many rows are counted sooner by Python, as they need not be sent."""
     begin_callers: Callable[[BaseDatabaseWrapper], None] = lambda connection: None
@@ -341,6 +343,7 @@ _DIALECTS = {
         impatient=_with_busy_timeout,
         is_lock_timeout=lambda exc: sqlite_cause(exc) is Cause.LOCKED,
         names_places=True,
+        has_statistics=False,
         counts_here=True,
         begins_deferred=lambda connection: (
             not begins_immediately(connection.settings_dict["OPTIONS"])

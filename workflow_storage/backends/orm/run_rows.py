@@ -23,6 +23,7 @@ from django.db.models.signals import post_delete, pre_delete
 
 from workflow_storage.backends.orm.compiled_queries import Parameter, delete_rows
 from workflow_storage.backends.orm.conditions import conditions_of, with_values
+from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 RARE = 1000
 """Runs that are looked at to tell which of several labels, or other filters, is the rarest."""
+
+COMMON = 10_000
+"""Runs that are not sorted for a page of them."""
 
 
 class RunRows(Database):
@@ -138,13 +142,14 @@ class RunRows(Database):
         return [Attempt(*row) for row in rows.values_list(*Attempt._fields)]
 
     def rarest_first(self, filters: ValidFilters) -> ValidFilters:
-        """Return filters that say how runs with labels are best found.
+        """Return filters that say how a page of runs is best found.
 
-        That is by the rows of the first label, which is the rarest of several, or by the runs
-        themselves, if those of the workflow or in the status are rarer still.
+        With labels that is by the rows of the first label, which is the rarest of several, or by
+        the runs themselves, if those of the workflow or in the status are rarer still. Without, it
+        is by an index, or by looking at all, newest first, if so many match that few are passed over.
         """
         if not filters.labels:
-            return filters
+            return filters._replace(by_start=self._are_common(filters))
         if len(filters.labels) > 1:
             labels = sorted(filters.labels.items(), key=self._frequency_of)
             filters = filters._replace(labels=dict(labels))
@@ -156,9 +161,17 @@ class RunRows(Database):
         last = _start_of_last(rows)
         return (rows[:RARE].count(), 0.0) if last is None else (RARE, last.timestamp())
 
+    def _are_common(self, filters: ValidFilters) -> bool:
+        """Whether there are so many runs of several workflows or statuses that sorting them takes long."""
+        several = max(len(filters.workflow_names or ()), len(filters.statuses or ())) > 1
+        if not several or filters.match_none or dialect_of(self.connection).has_statistics:
+            return False
+        some = filters._replace(waiting=None, parent_id=None, error=None)
+        return with_values(self.runs, conditions_of(some))[:COMMON].count() == COMMON
+
     def _runs_are_rarer(self, filters: ValidFilters) -> bool:
         """Whether there are fewer runs that meet the other filters than runs of the first label."""
-        others = filters._replace(labels={}, waiting=None)
+        others = filters._replace(labels={}, waiting=None, error=None)
         if filters.waiting:
             others = others._replace(statuses=[RunStatus.PENDING])
         several = others.parent_id, others.workflow_names, others.statuses
