@@ -8,18 +8,16 @@ import pytest
 from django.utils import translation
 
 from workflow_storage import WorkflowRun
-from workflow_storage.admin.timeline import (
+from workflow_storage.admin.bands import (
     CELLS,
     LEVELS,
     MOST_ATTEMPTS,
-    MOST_BARS,
     MOST_NODES,
-    STEPS_PER_PAGE,
     Axis,
     Bands,
     folded,
-    timeline,
 )
+from workflow_storage.admin.timeline import MOST_BARS, STEPS_PER_PAGE, timeline
 from workflow_storage.attempts import TAKEN_OVER
 from workflow_storage.base import Attempt, Step, stalled_message
 
