@@ -108,7 +108,14 @@ class Page(HTMLParser):
                 assert name in ("since", "until") or not re.search(r"\d[.,\s]\d", given), value
 
 
-@pytest.fixture(params=SITES)
+QUICK = {"german-separators", "naive"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SITES
+    ]
+)
 def site(request, settings):
     """Each way in turn that a project can be set up."""
     site = SITES[request.param]
