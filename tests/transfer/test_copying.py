@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 from django.db import OperationalError, connections, transaction
@@ -24,6 +25,7 @@ from workflow_storage.testing import changed_state, in_threads, new_run, stored_
 from workflow_storage.transfer import (
     CannotMoveError,
     SameStoreError,
+    copy_changed_runs,
     copy_runs,
     export_runs,
     import_runs,
@@ -537,3 +539,29 @@ def test_a_run_with_a_damaged_state_is_refused_and_the_others_are_copied(two):
     assert results[run.id].outcome == "refused"
     assert "cannot be rebuilt" in results[run.id].reason
     assert results["other"].outcome == "copied"
+
+
+def test_what_has_changed_since_is_copied(stores):
+    source, target = stores
+    begin = timezone.now()
+    early = begin - timedelta(days=1)
+    ended = stored_run(source, status="completed", started_at=early)
+    running, resumed = (
+        stored_run(source, status=status, started_at=early) for status in ("running", "failed")
+    )
+    assert [one.outcome for one in copy_runs(source, target)] == ["copied"] * 3
+
+    source.runs.update_status(running.id, "completed")
+    source.runs.update_status(resumed.id, "running")
+    new = stored_run(source, workflow_name="new")
+    source.runs.update(ended.id, add_labels={"late": "yes"})
+    results = list(copy_changed_runs(source, target, since=begin))
+
+    assert {one.run_id: one.outcome for one in results if one.outcome != "unchanged"} == {
+        running.id: "updated",
+        resumed.id: "updated",
+        new.id: "copied",
+    }
+    assert target.runs.get(running.id).status == "completed"
+    only = copy_changed_runs(source, target, since=begin, workflow_name="new")
+    assert {one.run_id for one in only} == {new.id}

@@ -29,6 +29,49 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class Tally:
+    """What became of transferred runs, counted.
+
+    Attributes:
+        failures: how many did not go well.
+        changes: how many runs were written or deleted.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.changes = 0
+        self._outcomes: Counter[str] = Counter()
+        self._states = self._deleted = 0
+
+    def add(self, result: Transferred | DamagedLine) -> str | None:
+        """Count a result, and return what there is to complain of."""
+        if isinstance(result, DamagedLine):
+            self.failures += 1
+            return f"Line {result.number}: {one_line(result.reason)}"
+        self._outcomes[result.outcome] += 1
+        self._states += result.states
+        self._deleted += result.deleted
+        self.changes += result.outcome in {"copied", "updated"} or result.deleted
+        if not result.reason:
+            return None
+        self.failures += 1
+        return f"{one_line(result.run_id)}: {one_line(result.reason)}"
+
+    def summary(self, done: str) -> str:
+        """Return all that in a line.
+
+        Args:
+            done: what became of a run that went well, such as ``copied``.
+        """
+        counts = self._outcomes
+        return (
+            f"{counted(counts.total(), 'run')}: {counts['copied']:,} {done}, "
+            f"{counts['updated']:,} updated, {counts['unchanged']:,} unchanged, "
+            f"{counts['refused']:,} refused; {self._states:,} states; "
+            f"{self._deleted:,} deleted from the source."
+        )
+
+
 class LongCommand(StoreCommand):
     """A command that takes its time: it shows on a terminal how far it is, and nothing elsewhere."""
 
@@ -102,28 +145,29 @@ class TransferCommand(LongCommand):
         Raises:
             CommandError: in the end, if a run was refused or a line was damaged.
         """
-        counts: Counter[str] = Counter()
-        states = deleted = failures = 0
+        tally = self.tallied(results, total, options)
+        self._say(tally.summary(done), options)
+        if tally.failures:
+            raise CommandError(f"{tally.failures:,} of them did not go well; see above.")
+
+    def tallied(
+        self,
+        results: Iterable[Transferred | DamagedLine],
+        total: int | None,
+        options: dict[str, Any],
+    ) -> Tally:
+        """Go through the results, show the progress and what did not go well, and count."""
+        tally = Tally()
         for result in self.with_progress(results, total, options):
-            if isinstance(result, DamagedLine):
-                failures += 1
-                self.complain(f"Line {result.number}: {one_line(result.reason)}")
-                continue
-            counts[result.outcome] += 1
-            self._done += 1
-            states += result.states
-            deleted += result.deleted
-            if result.reason:
-                failures += 1
-                self.complain(f"{one_line(result.run_id)}: {one_line(result.reason)}")
-        self._say(
-            f"{counted(counts.total(), 'run')}: {counts['copied']:,} {done}, "
-            f"{counts['updated']:,} updated, {counts['unchanged']:,} unchanged, "
-            f"{counts['refused']:,} refused; {states:,} states; {deleted:,} deleted from the source.",
-            options,
-        )
-        if failures:
-            raise CommandError(f"{failures:,} of them did not go well; see above.")
+            complaint = tally.add(result)
+            if complaint and self.is_news(complaint):
+                self.complain(complaint)
+            self._done += not isinstance(result, DamagedLine)
+        return tally
+
+    def is_news(self, complaint: str) -> bool:
+        """Whether to show a complaint."""
+        return True
 
     def interruption(self) -> str:
         """Return what was done, and how to go on."""

@@ -13,6 +13,7 @@ from workflow_storage.transfer.copying import (
     STATES_AT_ONCE,
     Outcome,
     Transferred,
+    copy_changed_runs,
     copy_runs,
 )
 from workflow_storage.transfer.files import is_stream
@@ -33,6 +34,7 @@ __all__ = [
     "SameStoreError",
     "Transferred",
     "archive_runs",
+    "copy_changed_runs",
     "copy_runs",
     "delete_archived",
     "export_runs",

@@ -24,6 +24,7 @@ from workflow_storage.exceptions import (
     StorageError,
     StorageUnavailableError,
 )
+from workflow_storage.filters import valid_filters
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_checkpoints, equal_runs
 
@@ -108,6 +109,56 @@ def copy_runs(
     for run in source.runs.iter_runs(**filters):
         with suppress(RunNotFoundError):  # deleted in the source meanwhile
             yield _copied(run, source, target, move=move)
+
+
+def copy_changed_runs(
+    source: StorageBackend,
+    target: StorageBackend,
+    *,
+    since: datetime,
+    move: bool = False,
+    **filters: Unpack[RunFilters],
+) -> Iterator[Transferred]:
+    """Copy what is likely to have changed since a time, for who has copied all before it.
+
+    These are the runs that were started since, those that have not ended, and those that had not
+    ended when they were copied. It misses what else was changed in runs that have ended, such as
+    their labels, which the next `copy_runs` brings.
+
+    Args:
+        source: as for `copy_runs`; the same goes for `target`, `move` and `filters`.
+        target: not the same store, which is not looked into again.
+        since: when the copying before this one began.
+        move: delete each finished run from the source once it has been read back equal.
+        **filters: which runs; see `RunFilters`.
+
+    Yields:
+        What became of each run; of one that is met twice, twice.
+    """
+    if move and (source.in_transaction() or target.in_transaction()):
+        raise CannotMoveError
+    wanted = valid_filters(filters)
+    for run in _changed_since(source, target, since, filters):
+        with suppress(RunNotFoundError):
+            current = _current(run.id, source)
+            if not wanted.match_none and wanted.matches(current):
+                yield _copied(current, source, target, move=move)
+
+
+def _changed_since(
+    source: StorageBackend, target: StorageBackend, since: datetime, filters: RunFilters
+) -> Iterator[WorkflowRun]:
+    given = filters.get("started_after")
+    started: RunFilters = {**filters, "started_after": max(since, given or since)}
+    yield from source.runs.iter_runs(**started)
+    not_ended: RunFilters = {**filters, "status": _NOT_ENDED}
+    yield from source.runs.iter_runs(**not_ended)
+    # Without the filters that can be different there by now.
+    names = filters.get("workflow_name")
+    yield from target.runs.iter_runs(workflow_name=names, status=_NOT_ENDED)
+
+
+_NOT_ENDED = tuple(status for status in RunStatus if not status.is_terminal)
 
 
 class History(Protocol):

@@ -73,3 +73,28 @@ def test_a_database_that_cannot_be_opened_is_named_by_its_path(source, sqlite_ur
         "copy_runs", "--from", sqlite_url, "--to", f"sqlite:///{tmp_path}/gone/x.db"
     )
     assert f"'{tmp_path}/gone/x.db' is unavailable" in error
+
+
+def test_a_target_is_kept_up_to_date(source, target, sqlite_url, redis_url, monkeypatch):
+    from workflow_storage.management.commands import copy_runs
+
+    stored_run(source, id="one", status="running")
+    rounds = []
+
+    def between_rounds(_pause):
+        rounds.append({run.id: str(run.status) for run in target.runs.iter_runs()})
+        if len(rounds) == 1:
+            source.runs.update_status("one", "completed")
+            stored_run(source, id="two")
+        elif len(rounds) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(copy_runs.time, "sleep", between_rounds)
+    out, err, error = run_transfer(
+        "copy_runs", "--from", sqlite_url, "--to", redis_url, "--watch=1"
+    )
+
+    assert rounds[0] == {"one": "running"}
+    assert rounds[1] == rounds[2] == {"one": "completed", "two": "pending"}
+    assert (len(out.splitlines()), err) == (2, "")
+    assert error.startswith("Interrupted after")

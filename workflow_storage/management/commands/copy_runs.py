@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.utils import timezone
+
+from workflow_storage.exceptions import StorageUnavailableError
 from workflow_storage.factory import create_storage_backend
-from workflow_storage.management.arguments import STORE, add_selection, selection_of
+from workflow_storage.management.arguments import STORE, add_selection, seconds, selection_of
 from workflow_storage.management.base import existing_backend
 from workflow_storage.management.progress import TransferCommand
-from workflow_storage.transfer import copy_runs
+from workflow_storage.management.text import as_text, one_line
+from workflow_storage.transfer import copy_changed_runs, copy_runs
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from datetime import datetime
+
+    from workflow_storage.base import RunFilters, StorageBackend
+
+ALL_AGAIN_EVERY = 3600.0
+"""Seconds after which ``--watch`` looks at all runs again, for what is missed otherwise."""
+
+OVERLAP = timedelta(minutes=5)
+"""How much the clocks of two machines may differ."""
+
+REMEMBERED = 10_000
+"""Complaints that are not repeated while it is watched."""
 
 
 class Command(TransferCommand):
@@ -22,8 +40,12 @@ class Command(TransferCommand):
         "already is not copied again, so it can be interrupted, and repeated."
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._complaints: set[str] = set()
+
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the stores, the filters and the moving."""
+        """Add the stores, the selection, the moving and the watching."""
         parser.add_argument(
             "--from", dest="source", required=True, metavar=STORE, help="The store with the runs."
         )
@@ -38,11 +60,60 @@ class Command(TransferCommand):
             "from the second.",
         )
 
+        parser.add_argument(
+            "--watch",
+            type=seconds,
+            metavar="SECONDS",
+            help="Go on with what is new after so many seconds, until Ctrl-C; and every hour with "
+            "all runs again.",
+        )
+
     def carry_out(self, options: dict[str, Any]) -> None:
-        """Copy the runs."""
+        """Copy the runs, once or until it is stopped."""
         source = existing_backend(options["source"])
         target = create_storage_backend(options["target"])
         filters = selection_of(options)
+        if options["watch"] is not None:
+            self._watch(source, target, filters, options)
+            return
         total = source.runs.count_runs(**filters)
         copied = copy_runs(source, target, move=options["move"], **filters)
         self.report(copied, total, "copied", options)
+
+    def is_news(self, complaint: str) -> bool:
+        """Whether to show a complaint: while it is watched, once."""
+        if complaint in self._complaints:
+            return False
+        if len(self._complaints) < REMEMBERED:
+            self._complaints.add(complaint)
+        return True
+
+    def _watch(
+        self,
+        source: StorageBackend,
+        target: StorageBackend,
+        filters: RunFilters,
+        options: dict[str, Any],
+    ) -> None:
+        since: datetime | None = None
+        all_again_at = 0.0
+        pause, move = seconds(options["watch"]), options["move"]
+        while True:
+            now = timezone.now()
+            try:
+                if since is None or time.monotonic() >= all_again_at:
+                    all_again_at = time.monotonic() + ALL_AGAIN_EVERY
+                    copied = copy_runs(source, target, move=move, **filters)
+                else:
+                    copied = copy_changed_runs(
+                        source, target, since=since - OVERLAP, move=move, **filters
+                    )
+                tally = self.tallied(copied, None, options)
+                if tally.changes or since is None:
+                    self.say(f"{as_text(now)}  {tally.summary('copied')}", options)
+                since = now
+            except StorageUnavailableError as exc:
+                # It may be there again the next time, which begins where this one did.
+                self.complain(one_line(f"{as_text(now)}  {exc}"))
+            self.stdout.flush()
+            time.sleep(pause)

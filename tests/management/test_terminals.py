@@ -1,0 +1,294 @@
+"""The commands as real processes: in terminals of any width, in pipes, in any encoding, stopped."""
+
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from rich.cells import cell_len
+
+from tests.management.terminals import MANAGE, ROOT, Terminal, piped, shown_in_terminal
+from workflow_storage import export_runs
+from workflow_storage.testing import stored_run
+
+FIRST = "019a0b1c-2d3e-7000-8000-000000000001"
+SECOND = "019a0b1c-2d3f-7000-8000-000000000002"
+
+
+def store_two(backend):
+    stored_run(
+        backend,
+        id=FIRST,
+        workflow_name="invoice-extraction",
+        status="failed",
+        current_node="extract",
+        error_message="ValueError: no total in the document\nTraceback …",
+        duration_seconds=1234.5678,
+        total_tokens=123_456_789,
+        total_cost_usd=12.3456,
+        labels={"tenant": "acme"},
+    )
+    stored_run(backend, id=SECOND, workflow_name="日本語のワークフロー-ü", status="completed")
+    for number in range(3):
+        backend.states.save_state(FIRST, {"n": number, "text": "日本語 ü"}, "extract-the-total")
+
+
+@pytest.fixture
+def stored(source):
+    store_two(source)
+    return source
+
+
+COMMANDS = [
+    ["list_runs"],
+    ["show_run", FIRST],
+    ["show_run", FIRST, "--diff"],
+    ["run_stats", "--since=7d"],
+    ["prune_runs", "--older-than=0s", "--dry-run"],
+    ["update_runs", "label", "--workflow=invoice-extraction", "--set=a=b", "--dry-run"],
+    ["fail_stalled_runs", "--idle=1h", "--dry-run"],
+    ["check_runs"],
+]
+NUMBERS = ("1234.568", "123,456,789", "12.3456")
+
+
+def without_prose(lines):
+    """Leave out what a terminal wraps by itself: JSON, errors, ids, sums."""
+    return [
+        line for line in lines if not re.search(r"^  |^id|checked|^[~+-]|^failed in|From", line)
+    ]
+
+
+def assert_fits(lines, columns):
+    for line in without_prose(lines):
+        assert cell_len(line) <= columns, line
+        for number in NUMBERS:
+            # A number is there as a whole, or not at all.
+            assert not (number[:4] in line and number not in line and "019a" not in line), line
+
+
+def test_a_list_fits_into_a_narrow_terminal(stored, sqlite_url):
+    lines, code = shown_in_terminal("list_runs", "--backend", sqlite_url, columns=40)
+
+    assert code == 0
+    assert_fits(lines, 40)
+    assert "Workflow" in lines[0]
+    together = "".join("".join(line[15:29] for line in lines).split())
+    assert "invoice-extraction" in together
+    assert "019a0b1c-2d3e" in "\n".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_fits_into_every_terminal(stored, sqlite_url, command, columns):
+    lines, code = shown_in_terminal(*command, "--backend", sqlite_url, columns=columns)
+
+    assert code == 0
+    assert_fits(lines, columns)
+    assert "Traceback (most" not in "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_a_wide_terminal_shows_all_columns_in_colour_unless_that_is_not_wanted(stored, sqlite_url):
+    terminal = Terminal("list_runs", "--backend", sqlite_url, columns=200)
+    assert terminal.end() == 0
+    assert "\x1b[31mfailed" in terminal.shown
+    for shown in (FIRST, *NUMBERS, "ValueError: no total in the document", "extract"):
+        assert shown in "\n".join(terminal.lines)
+    for options, env in ((["--no-color"], {}), ([], {"NO_COLOR": "1"})):
+        plain = Terminal("list_runs", "--backend", sqlite_url, *options, columns=200, **env)
+        plain.end()
+        assert "\x1b" not in plain.shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_writes_in_every_encoding(stored, sqlite_url, command, encoding):
+    done = piped(*command, "--backend", sqlite_url, env={"PYTHONIOENCODING": encoding})
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    done.stdout.decode(encoding)
+    assert b"\x1b" not in done.stdout
+
+
+def test_what_reads_no_further_gets_no_traceback(source, sqlite_url):
+    for _ in range(300):
+        stored_run(source, workflow_name="w" * 250)
+    for arguments in (["list_runs", "--limit=300", "--format=jsonl"],):
+        assert_head_is_quiet(*arguments, "--backend", sqlite_url)
+
+
+def assert_head_is_quiet(*arguments):
+    process = subprocess.Popen(
+        [*MANAGE, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["list_runs", "--limit=300"],
+        ["list_runs", "--limit=300", "--format=csv"],
+        ["list_runs", "--watch=0.1"],
+        ["show_run", FIRST, "--format=json"],
+        ["show_run", FIRST, "--steps=all"],
+        ["show_run", FIRST, "--state"],
+        ["run_stats", "--by=label:n"],
+        ["export_runs", "/dev/stdout"],
+    ],
+    ids=" ".join,
+)
+def test_every_reader_may_stop_reading(stored, sqlite_url, command):
+    for number in range(300):
+        stored_run(stored, workflow_name="w" * 250, labels={"n": f"{number:0200}"})
+    for number in range(300):
+        stored.states.save_state(FIRST, {"text": "x" * 2000}, f"{number:0100}")
+    assert_head_is_quiet(*command, "--backend", sqlite_url)
+
+
+def test_usage_errors_exit_with_2_and_others_with_1(stored, sqlite_url):
+    wrong = piped("list_runs", "--limit", "0", "--backend", sqlite_url)
+    assert wrong.returncode == 2
+    missing = piped("show_run", "gone", "--backend", sqlite_url)
+    assert missing.returncode == 1
+    assert missing.stderr.count(b"\n") == 1
+    assert missing.stderr.startswith(b"CommandError: Workflow run not found: gone")
+
+
+@pytest.mark.slow
+def test_it_is_asked_before_anything_is_deleted(stored, sqlite_url):
+    for answer, left in (("n\n", 2), ("y\n", 0)):
+        terminal = Terminal("prune_runs", "--older-than=0s", "--backend", sqlite_url)
+        terminal.wait_for("Delete 2 runs? [y/N]")
+        assert stored.runs.count_runs() == 2
+        terminal.press(answer)
+        assert terminal.end() == 0
+        assert stored.runs.count_runs() == left
+        assert ("Nothing was deleted." in terminal.shown) == bool(left)
+
+
+@pytest.mark.slow
+def test_it_is_asked_before_several_runs_are_changed(source, sqlite_url):
+    for _ in range(2):
+        stored_run(source, workflow_name="w")
+    terminal = Terminal("update_runs", "cancel", "--workflow=w", "--backend", sqlite_url)
+    terminal.wait_for("Cancel 2 runs? [y/N]")
+    terminal.press("y\n")
+    assert terminal.end() == 0
+    assert source.runs.count_runs(status="cancelled") == 2
+
+
+def many(backend, count=4000, states=1):
+    """Store so many runs that a command takes a while for them."""
+    from django.db import transaction
+
+    with transaction.atomic(using=backend.alias):
+        for number in range(count):
+            run = stored_run(backend, status="completed", labels={"n": str(number)})
+            for _ in range(states):
+                backend.states.save_state(run.id, {"text": "x" * 500}, "node")
+
+
+LONG = [
+    (["prune_runs", "--older-than=0s", "--no-input"], r"Interrupted after [\d,]+ runs? deleted"),
+    (
+        ["prune_runs", "--older-than=0s", "--no-input", "--states-only", "--keep-states=0"],
+        r"Interrupted after [\d,]+ states? deleted",
+    ),
+    (["prune_runs", "--older-than=0s", "--no-input", "--archive=ARCHIVE"], "Interrupted"),
+    (["check_runs"], r"Interrupted: .*Go on with --before"),
+    (["export_runs", "FILE"], r"Interrupted after [\d,]+ runs?\. The file was not written\."),
+    (["import_runs", "EXPORT"], r"Interrupted after [\d,]+ runs?\. Run the same command again"),
+    (["copy_runs", "--from=URL", "--to=OTHER"], r"Interrupted after [\d,]+ runs?\. Run the same"),
+    (
+        ["update_runs", "label", "--status=completed", "--set=a=b", "--no-input"],
+        r"Interrupted after [\d,]+ runs? labelled",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "said"), LONG, ids=[" ".join(one) for one, _ in LONG])
+def test_ctrl_c_leaves_a_sound_store_and_says_what_was_done(
+    source, target, sqlite_url, redis_url, tmp_path, command, said
+):
+    many(source)
+    export = tmp_path / "export.jsonl"
+    if "EXPORT" in command:
+        list(export_runs(source, export))
+    names = {
+        "ARCHIVE": tmp_path / "archive.jsonl.gz",
+        "EXPORT": export,
+        "FILE": tmp_path / "file.jsonl",
+        "URL": sqlite_url,
+        "OTHER": redis_url,
+    }
+    words = [_replaced(word, names) for word in command]
+    store = {"import_runs": redis_url, "copy_runs": None}.get(command[0], sqlite_url)
+    terminal = Terminal(*words, *(["--backend", store] if store else []), columns=120)
+    terminal.wait_for("runs")  # of the bar
+    time.sleep(0.3)
+    terminal.press_ctrl_c()
+    code = terminal.end()
+
+    text = " ".join(terminal.lines)
+    assert code == 130, text
+    assert re.search(said, text), text
+    assert "Traceback" not in text
+    for checked in (sqlite_url, redis_url):
+        assert piped("check_runs", "--backend", checked).returncode == 0
+
+
+def _replaced(word, names):
+    name, _, value = word.partition("=")
+    return f"{name}={names[value]}" if value in names else str(names.get(word, word))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["list_runs", "--watch=0.2"],
+        ["show_run", "followed", "--follow", "--interval=0.2"],
+        ["copy_runs", "--from=URL", "--to=OTHER", "--watch=0.2"],
+    ],
+    ids=" ".join,
+)
+def test_what_goes_on_and_on_is_ended_with_ctrl_c(source, target, sqlite_url, redis_url, command):
+    stored_run(source, id="followed", workflow_name="followed", status="running")
+    names = {"URL": sqlite_url, "OTHER": redis_url}
+    words = [_replaced(word, names) for word in command]
+    store = [] if command[0] == "copy_runs" else ["--backend", sqlite_url]
+    terminal = Terminal(*words, *store)
+    terminal.wait_for("1 run" if command[0] == "copy_runs" else "followed")
+    terminal.press_ctrl_c()
+
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.slow
+def test_a_prune_that_is_killed_can_be_run_again(source, sqlite_url):
+    many(source)
+    process = subprocess.Popen(
+        [*MANAGE, "prune_runs", "--older-than=0s", "--no-input", "-v0", "--backend", sqlite_url],
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while source.runs.count_runs() == 4000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    assert piped("check_runs", "--backend", sqlite_url).returncode == 0
+    done = piped("prune_runs", "--older-than=0s", "--no-input", "--backend", sqlite_url)
+    assert done.returncode == 0
+    assert source.runs.count_runs() == 0
