@@ -1,9 +1,13 @@
 """The states in the admin."""
 
 import pytest
+from django.contrib import admin
+from django.test import RequestFactory
 from django.urls import reverse
 
 from tests.admin.conftest import STATES
+from workflow_storage import ExecutionState, WorkflowRun
+from workflow_storage.admin import ExecutionStateAdmin
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -36,3 +40,30 @@ def test_the_list_shows_what_each_node_took_and_how_large_its_state_is(
     for shown in ("invoices", "1.5 s", "1,234", "$0.0200", ">29<"):
         assert shown in text
     assert reverse("admin:workflow_storage_run_state", args=[run.id, 0]) in text
+
+
+def test_the_list_of_a_runs_states_leads_to_any_step(admin_client, backend):
+    run = stored_run(backend)
+    backend.states.save_state(run.id, {}, "node")
+    url = reverse("admin:workflow_storage_run_states", args=[run.id])
+
+    of_run = admin_client.get(reverse(STATES), {"run__id__exact": run.id}).content.decode()
+
+    assert f'action="{url}"' in of_run
+    assert 'name="step"' not in admin_client.get(reverse(STATES)).content.decode()
+
+
+def test_runs_can_have_an_admin_of_the_projects_own(admin_user, backend):
+    run = stored_run(backend)
+    backend.states.save_state(run.id, {}, "node")
+    site = admin.AdminSite("own")
+    site.register(WorkflowRun)
+    site.register(ExecutionState, ExecutionStateAdmin)
+    request = RequestFactory().get("/", {"run__id__exact": run.id})
+    request.user = admin_user
+
+    response = site.get_model_admin(ExecutionState).changelist_view(request)
+
+    changelist = response.context_data["cl"]
+    assert changelist.jump_url is None
+    assert site.get_model_admin(ExecutionState).at_step(changelist.result_list[0]) == "0"

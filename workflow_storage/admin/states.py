@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.db.models import F, Func, IntegerField
 from django.db.models.functions import Coalesce
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
@@ -24,11 +25,16 @@ from workflow_storage.admin.rendering import (
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.models import ExecutionState, WorkflowRun
+from workflow_storage.validation import is_possible_id
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest
     from django.utils.safestring import SafeString
+
+
+OF_RUN = "run__id__exact"
+"""The parameter of the address that names the run whose states are listed."""
 
 
 class _Bytes(Func):
@@ -46,6 +52,7 @@ class _Bytes(Func):
 class ExecutionStateAdmin(ReadOnlyAdmin):
     """Shows states, newest first."""
 
+    change_list_template = "admin/workflow_storage/state_list.html"
     ordering = ("-id",)
     payloads = ("state_json", "state_delta")
     list_display = (
@@ -85,9 +92,17 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
         """Return the states of the run with that id, newest step first."""
         return queryset.filter(run_id=term)
 
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        changelist = super().get_changelist_instance(request)
+        run_id = request.GET.get(OF_RUN, "")
+        changelist.jump_url = None
+        if is_possible_id(run_id) and WorkflowRun in self.viewer(request).linked:
+            changelist.jump_url = self._page_of_runs("states", run_id)
+        return changelist
+
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
         """Let the page of a run link to its states."""
-        return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
+        return lookup == OF_RUN or super().lookup_allowed(lookup, value, request)
 
     @admin.display(description=_("id"))
     def number(self, state: ExecutionState) -> str:
@@ -107,12 +122,9 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
     @admin.display(description=_("step"))
     def at_step(self, state: ExecutionState) -> SafeString | str:
         """Show the step, as a link to the state there, and what changed in it."""
-        if not self.links_to(WorkflowRun, state):
+        url = self._page_of_runs("state", state.run_id, state.step)
+        if url is None or not self.links_to(WorkflowRun, state):
             return str(state.step)
-        url = reverse(
-            f"{self.admin_site.name}:workflow_storage_run_state",
-            args=[quote(state.run_id), state.step],
-        )
         return format_html('<a href="{}">{}</a>', url, state.step)
 
     @admin.display(description=_("duration"))
@@ -135,6 +147,13 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
         """Show how many bytes the state takes as it is stored, whole or as a difference."""
         size = getattr(state, "stored_size", None)
         return NOTHING if size is None else count_text(size)
+
+    def _page_of_runs(self, page: str, run_id: str, *args: Any) -> str | None:
+        """Return the address of a page that `WorkflowRunAdmin` adds; None where another is used."""
+        with suppress(NoReverseMatch):
+            name = f"{self.admin_site.name}:workflow_storage_run_{page}"
+            return reverse(name, args=[quote(run_id), *args])
+        return None
 
     def _page_of(self, state: ExecutionState) -> str:
         name = f"{self.admin_site.name}:workflow_storage_workflowrun_change"
