@@ -41,7 +41,7 @@ _LEAST_BAR = 0.4  # per cent of the axis, so that a bar can be seen
 _LEAST_BAND = 0.8
 _GAP = 14.0
 _ALL_GAPS = 30.0
-LABEL = 14.0  # per cent that the label of an attempt or a tick needs
+LABEL = 20.0  # per cent that the label of an attempt or a tick needs
 
 _TICKS = (
     *(digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)),

@@ -11,6 +11,8 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import npgettext_lazy
 
+from workflow_storage.status import RunStatus
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -70,6 +72,15 @@ def duration_text(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02} min"
+
+
+def time_taken(run: WorkflowRun) -> str:
+    """Return how long a run took, or takes by now, all attempts together."""
+    if run.status != RunStatus.RUNNING:
+        return duration_text(run.duration_seconds)
+    since = run.attempt_started_at or run.started_at
+    elapsed = max(0.0, (timezone.now() - since).total_seconds())
+    return duration_text(elapsed + (run.duration_seconds or 0.0))
 
 
 def _localized(value: float, digits: int) -> str:

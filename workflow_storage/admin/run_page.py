@@ -20,6 +20,7 @@ from workflow_storage.admin.rendering import (
     status_badge,
     text_block,
     time_ago,
+    time_taken,
     tokens_text,
 )
 from workflow_storage.admin.timeline import timeline
@@ -82,8 +83,6 @@ class Pages(Protocol):
 
     def mark_of(self, run: WorkflowRun) -> str: ...
 
-    def duration(self, run: WorkflowRun) -> SafeString | str: ...
-
     def url_of(self, run_id: str) -> str: ...
 
     def view_url(self, view: str, *args: Any) -> str: ...
@@ -132,7 +131,7 @@ class RunPage:
         run = self.run
         facts: list[tuple[str, Any]] = [
             (_("Started"), time_ago(run.started_at)),
-            (_("Duration"), self._admin.duration(run)),
+            (_("Duration"), time_taken(run)),
             (_("Tokens"), tokens_text(run.total_tokens)),
             (_("Cost"), cost_text(run.total_cost_usd)),
         ]

@@ -30,12 +30,12 @@ from workflow_storage.admin.rendering import (
     NOTHING,
     cost_text,
     count_text,
-    duration_text,
     first_line,
     labels_block,
     short_id,
     status_badge,
     time_ago,
+    time_taken,
     tokens_text,
 )
 from workflow_storage.admin.run_actions import RUN_ACTIONS
@@ -257,12 +257,9 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     @admin.display(description=_("duration"))
     def duration(self, run: WorkflowRun) -> str | SafeString:
         """Show how long the run took, or takes by now, and where it is."""
-        if run.status != RunStatus.RUNNING:
-            return duration_text(run.duration_seconds)
-        since = run.attempt_started_at or run.started_at
-        elapsed = max(0.0, (timezone.now() - since).total_seconds()) + (run.duration_seconds or 0.0)
-        text = duration_text(elapsed)
-        if run.current_node and self.viewer_of(run).sees_states:
+        text = time_taken(run)
+        is_running = run.status == RunStatus.RUNNING
+        if is_running and run.current_node and self.viewer_of(run).sees_states:
             return format_html(
                 '{} <div class="workflow-storage-detail">{}</div>', text, run.current_node
             )
