@@ -1,5 +1,7 @@
 """Queries of the pages of the admin: as many for many rows as for few, and few for an overview."""
 
+import re
+
 import pytest
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.cache import cache
@@ -10,6 +12,7 @@ from django.urls import reverse
 from tests.admin.conftest import RUNS, STATES, add_runs, page_of
 from workflow_storage import ExecutionState, WorkflowRun
 from workflow_storage.admin import ExecutionStateAdmin, WorkflowRunAdmin
+from workflow_storage.backends.orm import run_rows
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -34,11 +37,13 @@ def listed(query=""):
     return lambda client: client.get(f"{reverse(RUNS)}?{query}")
 
 
-def confirmed(action, across):
+def confirmed(action, across, query=""):
     def ask(client):
         chosen = list(WorkflowRun.objects.values_list("pk", flat=True))
         data = {"action": action, "index": "0", ACTION_CHECKBOX_NAME: chosen}
-        return client.post(reverse(RUNS), {**data, "select_across": "1" if across else "0"})
+        return client.post(
+            f"{reverse(RUNS)}?{query}", {**data, "select_across": "1" if across else "0"}
+        )
 
     return ask
 
@@ -139,3 +144,19 @@ def test_pages_take_as_many_queries_for_many_rows_as_for_few(admin_client, backe
     assert many == few
     assert many["overview of 7 days"] <= 5  # of which two find out who asks
     assert max(many.values()) <= 16
+
+
+@pytest.mark.parametrize("common", [1, 100])
+def test_all_runs_of_a_label_are_acted_on_however_they_are_found(
+    admin_client, backend, monkeypatch, common
+):
+    monkeypatch.setattr(run_rows, "COMMON", common)
+    for number in range(8):
+        labels = {"tenant": "ab"[number % 2], "stage": "live"}
+        stored_run(backend, id=f"run-{number}", status="running", labels=labels)
+
+    asked = confirmed("cancel_runs", across=True, query="label=tenant%3Da&label=stage%3Dlive")
+    text = asked(admin_client).content.decode()
+
+    assert "4 runs that match the filters" in text
+    assert re.findall(r"(run-\d)/change/", text) == ["run-6", "run-4", "run-2", "run-0"]

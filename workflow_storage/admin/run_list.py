@@ -97,7 +97,10 @@ class RunChangeList(KeysetChangeList):
         if asked.stalled:
             self._others = self._others.stalled(self.model_admin.stalled_after)
         self._others = self._others.filter(asked.condition(), self._found)
-        valid = RunRows(self.alias).rarest_first(asked.filters)
+        rows = RunRows(self.alias)
+        valid = rows.rarest_first(asked.filters)
+        if request.method == "POST":  # an action, which goes through all that match
+            valid = rows.in_order_of_start(valid)
         self.selection = asked._replace(filters=valid)
         if valid.match_none:
             self._others = self._others.none()

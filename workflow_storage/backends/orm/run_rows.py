@@ -161,6 +161,17 @@ class RunRows(Database):
         last = _start_of_last(rows)
         return (rows[:RARE].count(), 0.0) if last is None else (RARE, last.timestamp())
 
+    def in_order_of_start(self, filters: ValidFilters) -> ValidFilters:
+        """Return filters for who reads runs by their own start, not by the rows of a label.
+
+        Those of a label of few runs are sorted; a label of many is looked up run by run.
+        """
+        if not filters.reads_labels:
+            return filters
+        name, value = next(iter(filters.labels.items()))
+        rows = self.labels.filter(name=name, value=value)
+        return filters._replace(by_label=rows[:COMMON].count() < COMMON)
+
     def _are_common(self, filters: ValidFilters) -> bool:
         """Whether there are so many runs of several workflows or statuses that sorting them takes long."""
         several = max(len(filters.workflow_names or ()), len(filters.statuses or ())) > 1
