@@ -165,6 +165,16 @@ def test_a_damaged_state_is_said_to_be_so(admin_client, backend, failed):
     assert admin_client.get(page_of(failed)).status_code == 200
 
 
+def test_the_page_of_a_run_says_that_its_newest_state_is_damaged(admin_client, backend, failed):
+    newest = failed.states.order_by("step").last()
+    failed.states.filter(pk=newest.pk).update(state_json="damaged", state_delta=None)
+
+    text = admin_client.get(page_of(failed)).content.decode()
+
+    assert f"step {newest.step}" in text
+    assert "Restore it from a backup" in text
+
+
 def test_two_runs_are_compared_side_by_side(admin_client, backend, failed):
     other = stored_run(
         backend, workflow_name="invoices", inputs={"file": "b.pdf"}, status="running"

@@ -256,14 +256,23 @@ class RunPage:
         return self._admin.view_url("state", self.run.pk, step)
 
     @cached_property
+    def _newest(self) -> tuple[Checkpoint | None, str]:
+        if not self.sees_states:
+            return None, ""
+        try:
+            return self._states.get_latest_checkpoint(self.run.id), ""
+        except DamagedStateError as exc:
+            return None, str(exc)
+
+    @property
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, for who may see states."""
-        if not self.sees_states:
-            return None
-        try:
-            return self._states.get_latest_checkpoint(self.run.id)
-        except DamagedStateError:
-            return None
+        return self._newest[0]
+
+    @property
+    def latest_damage(self) -> str:
+        """Why the newest checkpoint cannot be read, if it cannot."""
+        return self._newest[1]
 
     @cached_property
     def latest_tree(self) -> SafeString | str:
