@@ -1,7 +1,9 @@
 """The state at a step in a browser: from step to step, what changed, and its tree."""
 
 import pytest
+from django.urls import reverse
 
+from tests.admin.conftest import STATES
 from tests.browser.conftest import check, follow
 from tests.browser.samples import view
 
@@ -122,4 +124,17 @@ def test_a_tree_unfolds_with_keys(opened, stored):
     page.keyboard.press("Enter")
 
     assert items.get_attribute("open") is not None
+    check(page)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_list_of_the_states_of_a_run_leads_to_any_step(opened, stored, width):
+    page = opened(f"{reverse(STATES)}?run__id__exact={stored.failed.pk}", width=width)
+    assert page.locator("#result_list tbody tr").count() == 6
+
+    page.get_by_label("Step", exact=True).fill("4")
+    check(page)
+    follow(page.get_by_role("button", name="Show"))
+
+    assert page.url.endswith(at(stored, 4))
     check(page)
