@@ -3,7 +3,17 @@
 import argparse
 import os
 
-from tests.benchmarks import admin, asynchronous, files, finding, history, hot_path, on_redis, scale
+from tests.benchmarks import (
+    admin,
+    asynchronous,
+    commands,
+    files,
+    finding,
+    history,
+    hot_path,
+    on_redis,
+    scale,
+)
 
 SECTIONS = {
     "history": history.run,
@@ -13,6 +23,7 @@ SECTIONS = {
     "finding": finding.run,
     "files": files.run,
     "admin": admin.run,
+    "commands": commands.run,
     "redis": on_redis.run,
 }
 

@@ -31,7 +31,7 @@ def _compare(name: str, small_url: str, large_url: str, size: int, quick: bool) 
     stores = {SMALL: create_storage_backend(small_url), size: create_storage_backend(large_url)}
     for count, backend in stores.items():
         with console.status(f"{name}: making {count:,} runs"):
-            _fill(backend, count)
+            fill(backend, count)
     console.print(f"{name}: {size:,} runs with {size * STATES_OF_A_RUN:,} states made")
     chance = random.Random(1)
     calls: dict[str, dict[str, Any]] = {}
@@ -45,17 +45,15 @@ def _compare(name: str, small_url: str, large_url: str, size: int, quick: bool) 
         report.add(operation, taken[str(size)], f"at {SMALL:,} runs", taken[str(SMALL)], 1.5)
     report.print()
     memory = Report(f"Scale: {name}, growth of the process's memory", unit="MB")
-    before = _memory()
+    before = memory_now()
     seen = sum(1 for _ in stores[size].runs.iter_runs())
     assert seen >= size
-    memory.add(f"iter_runs over {seen:,}", max(_peak_memory() - before, 1), "at most", 100, 1)
-    before = _memory()
+    memory.add(f"iter_runs over {seen:,}", max(peak_memory() - before, 1), "at most", 100, 1)
+    before = memory_now()
     # Nine of ten runs have ended, so this is half of all.
     half = START + timedelta(seconds=size * 5 // 9)
     deleted = stores[size].runs.delete_finished(before=half)
-    memory.add(
-        f"delete_finished of {deleted:,}", max(_peak_memory() - before, 1), "at most", 200, 1
-    )
+    memory.add(f"delete_finished of {deleted:,}", max(peak_memory() - before, 1), "at most", 200, 1)
     memory.print()
     for backend in stores.values():
         forget(backend.runs.alias)
@@ -83,7 +81,8 @@ def _operations(backend: StorageBackend, count: int, chance: random.Random) -> d
     }
 
 
-def _fill(backend: StorageBackend, count: int) -> None:
+def fill(backend: StorageBackend, count: int, states: int = STATES_OF_A_RUN) -> None:
+    """Make runs of 50 workflows, one a second, nine of ten of which have ended, with their states."""
     connection = connections[backend.runs.alias]
     if connection.vendor == "postgresql":
         numbers = "SELECT i FROM generate_series(0, %s) AS numbers(i)"
@@ -109,7 +108,7 @@ def _fill(backend: StorageBackend, count: int) -> None:
             f"CASE WHEN i %% 20 IN (1, 2) THEN NULL ELSE {moment} END FROM ({numbers}) AS n",
             [start, start, count - 1],
         )
-        for step in range(STATES_OF_A_RUN):
+        for step in range(states):
             cursor.execute(
                 "INSERT INTO execution_states (run_id, step, node_id, created_at, state_json) "
                 f'SELECT {identity}, {step}, \'node\', {moment}, \'{{"step":{step},"text":"x"}}\' '
@@ -119,13 +118,13 @@ def _fill(backend: StorageBackend, count: int) -> None:
         cursor.execute("ANALYZE")
 
 
-def _memory() -> float:
+def memory_now() -> float:
     """Return the memory that the process has now, in MB, and measure its peak from here."""
     Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
     return _status("VmRSS")
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Return the most memory that the process has had since, in MB."""
     return _status("VmHWM")
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 MANAGE = (sys.executable, "manage.py")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIMEOUT = 60
+# An empty COLUMNS is none; the tests have one of their own.
+OF_TERMINALS = {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
 
 
 class Terminal:
@@ -39,7 +41,7 @@ class Terminal:
             stdout=end,
             stderr=end,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", **env},
+            env={**os.environ, **OF_TERMINALS, **env},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
         )
         os.close(end)
@@ -67,8 +69,8 @@ class Terminal:
 
     @property
     def lines(self):
-        """The lines without what is no character."""
-        return [line.rstrip("\r") for line in ESCAPES.sub("", self.shown).split("\n")]
+        """The lines without what is no character; what is written over another one comes after it."""
+        return re.split(r"\r?\n|\r", ESCAPES.sub("", self.shown))
 
     def _read(self):
         if not select.select([self._end], [], [], TIMEOUT)[0]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workflow_storage.base import checkpoint_of
 from workflow_storage.exceptions import DamagedStateError, RunNotFoundError
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_runs
@@ -95,17 +94,17 @@ def _of_states(
     while True:
         begun_after = after
         try:
-            for encoded in backend.states.iter_encoded(run.id, after=after):
-                after = encoded.step
+            for checkpoint in backend.states.iter_state_history(run.id, after=after):
+                after = checkpoint["step"]
                 count(1)
-                if last is not None and encoded.step != last + 1:
-                    yield f"its steps are not contiguous: {encoded.step} comes after {last}"
-                last = encoded.step
-                checkpoint_of(run.id, encoded)
-                if not _is_copied(run, encoded.step) and (encoded.attempt or 0) > run.attempt:
+                if last is not None and after != last + 1:
+                    yield f"its steps are not contiguous: {after} comes after {last}"
+                last = after
+                attempt = checkpoint.get("attempt") or 0
+                if not _is_copied(run, after) and attempt > run.attempt:
                     yield (
-                        f"its step {encoded.step} is of attempt {encoded.attempt}, and it is in "
-                        f"attempt {run.attempt}"
+                        f"its step {after} is of attempt {attempt}, and it is in attempt "
+                        f"{run.attempt}"
                     )
             return
         except DamagedStateError as exc:

@@ -127,6 +127,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads the stream has enough
     except (OSError, zlib.error, zstd.ZstdError) as exc:
         reason = str(getattr(exc, "strerror", None) or exc)
         raise ExportFileError(str(path), reason) from exc

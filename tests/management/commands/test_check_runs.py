@@ -199,14 +199,14 @@ def test_a_check_goes_on_where_another_one_stopped(every_backend, every_url):
 def test_an_interrupted_check_says_where_to_go_on(source, sqlite_url, monkeypatch):
     for number in range(5):
         stored_run(source, id=f"run-{number}")
-    iter_encoded = type(source.states).iter_encoded
+    iter_state_history = type(source.states).iter_state_history
 
     def interrupted(self, run_id, **kwargs):
         if run_id == "run-2":
             raise KeyboardInterrupt
-        return iter_encoded(self, run_id, **kwargs)
+        return iter_state_history(self, run_id, **kwargs)
 
-    monkeypatch.setattr(type(source.states), "iter_encoded", interrupted)
+    monkeypatch.setattr(type(source.states), "iter_state_history", interrupted)
     with pytest.raises(CommandError, match=r"2 runs with .* Go on with --before run-3\.") as caught:
         call_command("check_runs", backend=sqlite_url)
     assert caught.value.returncode == 130

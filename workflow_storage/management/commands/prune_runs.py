@@ -105,6 +105,7 @@ class Command(LongCommand, StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Say what there is to delete, ask, and delete it."""
         keep = self._states_to_keep(options)
+        self._noun = "run" if keep is None else "state"
         which = _which(options, states_only=keep is not None)
         # Who wants to hear nothing need not wait for the counting.
         if options["dry_run"] or options["interactive"] or options["verbosity"]:
@@ -213,7 +214,6 @@ class Command(LongCommand, StorageCommand):
         total: int | None,
         options: dict[str, Any],
     ) -> None:
-        self._noun = "state"
         with self.progress(total, options) as advance:
             for run, _ in _with_older_states(backend, which, keep):
                 self._deleted += _delete_states_of(backend, run, keep)

@@ -1,0 +1,90 @@
+"""What the commands cost beside the calls of the repositories that they make, and their memory."""
+
+import io
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from django.core.management import call_command
+
+from tests.benchmarks import samples
+from tests.benchmarks.measure import Report, console, medians
+from tests.benchmarks.scale import START, fill, memory_now, peak_memory
+from workflow_storage import StorageBackend, create_storage_backend
+from workflow_storage.factory import forget
+
+ALLOWED = 1.3
+"""What a command may take, beside the call alone."""
+
+ALLOWED_MB = 16
+"""What a command may take more of memory, at any number of runs."""
+
+
+def run(*, quick: bool) -> None:
+    size = 100_000 if quick else 1_000_000
+    with samples.folder() as folder:
+        _measure("SQLite", f"sqlite:///{folder}/commands.db", size, quick=quick)
+    with samples.postgres_url() as url:
+        if url:
+            _measure("PostgreSQL", url, size, quick=quick)
+
+
+def _measure(name: str, url: str, size: int, *, quick: bool) -> None:
+    backend = create_storage_backend(url)
+    with console.status(f"{name}: making {size:,} runs"):
+        fill(backend, size, states=1)
+    slices = size // 50
+    report = Report(f"Commands: {name}, {size:,} runs, beside the calls alone")
+    memory = Report(f"Commands: {name}, growth of the process's memory", unit="MB")
+    for what, (command, call) in _pairs(backend, url, size, slices).items():
+        before = memory_now()
+        command()
+        memory.add(what, max(peak_memory() - before, 1), "at most", ALLOWED_MB, 1)
+        taken = medians({"command": command, "call": call}, 2 if quick else 3)
+        report.add(what, taken["command"], "the call alone", taken["call"], ALLOWED)
+    report.print()
+    memory.print()
+    forget(backend.runs.alias)
+
+
+def _pairs(
+    backend: StorageBackend, url: str, size: int, slices: int
+) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    runs, states = backend
+    end = START + timedelta(seconds=size + 1)
+
+    def call(command: str, **options: Any) -> None:
+        call_command(command, backend=url, stdout=io.StringIO(), **options)
+
+    def read_states() -> None:
+        last = None
+        for _ in range(slices // 80):
+            page = runs.list_runs(before=last, limit=80)
+            last = page[-1]
+            for one in page:
+                for _ in states.iter_state_history(one.id):
+                    pass
+
+    def prune(**options: Any) -> None:
+        call("prune_runs", older_than=end, interactive=False, limit=slices, **options)
+
+    def ended() -> int:
+        return sum(1 for _ in runs.iter_finished(before=end, limit=slices))
+
+    def delete() -> int:
+        return runs.delete_finished(before=end, limit=slices)
+
+    return {
+        "run_stats": (lambda: call("run_stats"), runs.summarize),
+        "run_stats --by status,day": (
+            lambda: call("run_stats", by="status,day"),
+            lambda: runs.summarize(by=("status", "day")),
+        ),
+        f"check_runs, {slices // 80 * 80:,} runs": (
+            lambda: call("check_runs", limit=slices // 80 * 80),
+            read_states,
+        ),
+        f"prune_runs --dry-run, {slices:,} runs": (lambda: prune(dry_run=True), ended),
+        f"prune_runs, {slices:,} runs": (prune, lambda: (ended(), delete())),
+        f"prune_runs -v 0, {slices:,} runs": (lambda: prune(verbosity=0), delete),
+    }
