@@ -154,6 +154,7 @@ def test_every_reader_may_stop_reading(stored, sqlite_url, command):
     assert_head_is_quiet(*command, "--backend", sqlite_url)
 
 
+@pytest.mark.slow
 def test_usage_errors_exit_with_2_and_others_with_1(stored, sqlite_url):
     wrong = piped("list_runs", "--limit", "0", "--backend", sqlite_url)
     assert wrong.returncode == 2

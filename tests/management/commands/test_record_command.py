@@ -56,6 +56,7 @@ def test_a_command_that_succeeds_is_a_completed_run(source, sqlite_url):
     assert run.duration_seconds > 0
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_a_failed_run_with_its_output(source, sqlite_url):
     code, out, err, error = record(sqlite_url, "--", "show_run", "gone", "--backend", sqlite_url)
 
