@@ -112,9 +112,7 @@ QUICK = {"german-separators", "naive"}
 
 
 @pytest.fixture(
-    params=[
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SITES
-    ]
+    params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SITES]
 )
 def site(request, settings):
     """Each way in turn that a project can be set up."""
