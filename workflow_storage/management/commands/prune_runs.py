@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from workflow_storage.exceptions import RunNotFoundError
+from workflow_storage.exceptions import CannotMoveError, RunNotFoundError
 from workflow_storage.management.arguments import (
     add_limit,
     add_narrow_selection,
@@ -226,6 +226,8 @@ class Command(LongCommand, StorageCommand):
         total: int | None,
         options: dict[str, Any],
     ) -> None:
+        if backend.in_transaction():
+            raise CannotMoveError
         path = options["archive"]
         self._archive = f"{path} was not written."
         written = 0
