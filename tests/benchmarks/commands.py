@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from django.core.management import call_command
@@ -42,6 +43,15 @@ def _measure(name: str, url: str, size: int, *, quick: bool) -> None:
         memory.add(what, max(peak_memory() - before, 1), "at most", ALLOWED_MB, 1)
         taken = medians({"command": command, "call": call}, 2 if quick else 3)
         report.add(what, taken["command"], "the call alone", taken["call"], ALLOWED)
+    before = memory_now()
+    left = backend.runs.count_runs()
+    call_command(
+        "prune_runs", older_than="0s", interactive=False, backend=url, stdout=io.StringIO()
+    )
+    pruned = left - backend.runs.count_runs()
+    memory.add(
+        f"prune_runs of {pruned:,}", max(peak_memory() - before, 1), "at most", ALLOWED_MB, 1
+    )
     report.print()
     memory.print()
     forget(backend.runs.alias)
@@ -57,13 +67,9 @@ def _pairs(
         call_command(command, backend=url, stdout=io.StringIO(), **options)
 
     def read_states() -> None:
-        last = None
-        for _ in range(slices // 80):
-            page = runs.list_runs(before=last, limit=80)
-            last = page[-1]
-            for one in page:
-                for _ in states.iter_state_history(one.id):
-                    pass
+        for one in islice(runs.iter_runs(), slices):
+            for _ in states.iter_state_history(one.id):
+                pass
 
     def prune(**options: Any) -> None:
         call("prune_runs", older_than=end, interactive=False, limit=slices, **options)
@@ -80,10 +86,7 @@ def _pairs(
             lambda: call("run_stats", by="status,day"),
             lambda: runs.summarize(by=("status", "day")),
         ),
-        f"check_runs, {slices // 80 * 80:,} runs": (
-            lambda: call("check_runs", limit=slices // 80 * 80),
-            read_states,
-        ),
+        f"check_runs, {slices:,} runs": (lambda: call("check_runs", limit=slices), read_states),
         f"prune_runs --dry-run, {slices:,} runs": (lambda: prune(dry_run=True), ended),
         f"prune_runs, {slices:,} runs": (prune, lambda: (ended(), delete())),
         f"prune_runs -v 0, {slices:,} runs": (lambda: prune(verbosity=0), delete),

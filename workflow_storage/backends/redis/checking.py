@@ -28,17 +28,25 @@ _AT_ONCE = 200
 
 
 def missing_entries(
-    store: RedisStore, run_ids: Sequence[str], *, repair: bool
+    store: RedisStore, run_ids: Sequence[str], *, repair: bool, only_unlisted: bool = False
 ) -> Operation[list[Damage]]:
-    """Return which of some runs lack entries in the indexes."""
+    """Return which of some runs lack entries in the indexes.
+
+    Args:
+        store: where.
+        run_ids: which runs.
+        repair: add the entries.
+        only_unlisted: leave those alone that a list of all runs shows.
+    """
     damages = []
     for first in range(0, len(run_ids), _AT_ONCE):
         batch = run_ids[first : first + _AT_ONCE]
         replies = yield [
-            indexing_call(store, scripts.MISSING, run_id, int(repair)) for run_id in batch
+            indexing_call(store, scripts.MISSING, run_id, int(repair), int(only_unlisted))
+            for run_id in batch
         ]
         damages += [
-            Damage(run_id, f"{missing} of its entries in the indexes are missing", repair)
+            Damage(run_id, f"it lacks entries in the indexes: {missing}", repair)
             for run_id, missing in zip(batch, replies, strict=True)
             if missing
         ]
@@ -46,10 +54,10 @@ def missing_entries(
 
 
 def unlisted(store: RedisStore, *, repair: bool) -> Iterator[Damage]:
-    """Yield the runs that lack entries in the indexes, which no list may show; and lone states."""
+    """Yield the runs that no list shows, for they lack entries in the indexes; and lone states."""
     runs = _ids(store, "run")
     while run_ids := list(islice(runs, _AT_ONCE)):
-        yield from store.execute(missing_entries(store, run_ids, repair=repair))
+        yield from store.execute(missing_entries(store, run_ids, repair=repair, only_unlisted=True))
     of_states = _ids(store, "states")
     while run_ids := list(islice(of_states, _AT_ONCE)):
         yield from store.execute(_without_run(store, run_ids))

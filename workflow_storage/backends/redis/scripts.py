@@ -467,9 +467,11 @@ for i = 3, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
 
 MISSING = script(
     """
--- Whether to repair it, as 1. Returns how many entries of the run are not in the indexes.
+-- Whether to repair it, and whether to leave a run alone that lists show, as 1. Returns how many
+-- entries of the run are not in the indexes.
 local run = place()
 if not run[1] then return 0 end
+if ARGV[3] == '1' and is_in(KEYS[places[run[1]]], run[3] .. ' ' .. id) then return 0 end
 local missing = in_indexes('COUNT', unpack(run, 1, 6))
 if missing > 0 and ARGV[2] == '1' then enter(run) end
 return missing
