@@ -15,7 +15,6 @@ total, rather than near the square of the number of steps.
 import logging
 import struct
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -455,28 +454,29 @@ class RecentChains(Generic[_Mark]):
     """The chains of the runs that were saved to last without a writer, as far as they are small.
 
     For who saves one state after another to a run. Each is used by one thread at a time; another one
-    that saves to the run has a chain that knows nothing.
+    that saves to the run has a chain that knows nothing. There is no lock: each step is one that
+    other threads, and signal handlers, see either done or not begun.
     """
 
     def __init__(self) -> None:
         self._chains: dict[str, Chain[_Mark]] = {}
-        self._lock = threading.Lock()
 
     def take(self, run_id: str) -> Chain[_Mark]:
         """Return the chain of a run, for one save."""
-        with self._lock:
-            chain = self._chains.pop(run_id, None)
-        return chain or Chain(run_id)
+        return self._chains.pop(run_id, None) or Chain(run_id)
 
     def keep(self, chain: Chain[_Mark]) -> None:
         """Remember a chain after a save, and forget those that were not used for longest."""
         if not 0 < chain.held <= _HELD_OF_RECENT:
             return
-        with self._lock:
-            self._chains[chain.run_id] = chain
-            held = sum(one.held for one in self._chains.values())
-            while held > _HELD_OF_RECENT or len(self._chains) > _RECENT:
-                held -= self._chains.pop(next(iter(self._chains))).held
+        self._chains[chain.run_id] = chain
+        chains = list(self._chains.values())
+        held = sum(one.held for one in chains)
+        for oldest in chains:
+            if held <= _HELD_OF_RECENT and len(self._chains) <= _RECENT:
+                break
+            self._chains.pop(oldest.run_id, None)
+            held -= oldest.held
 
 
 class History:

@@ -38,7 +38,6 @@ from workflow_storage.deltas import (
 )
 from workflow_storage.exceptions import (
     DamagedStateError,
-    RunNotFoundError,
     SnapshotError,
     StepConflictError,
 )
@@ -90,15 +89,15 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         **usage: Unpack[NodeUsage],
     ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
-        if not is_possible_id(run_id):
-            raise RunNotFoundError(run_id)
-        chain = self._recent.take(run_id)
         writer = DjangoStateWriter(
-            self, self._rows, run_id, attempt, own_connection=self.own_connection, chain=chain
+            self,
+            self._rows,
+            run_id,
+            attempt,
+            own_connection=self.own_connection,
+            recent=self._recent,
         )
-        step = writer.save_state(state_data, node_id, totals=totals, **usage)
-        self._recent.keep(chain)
-        return step
+        return writer.save_state(state_data, node_id, totals=totals, **usage)
 
     def append(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> int:
         """See `AbstractExecutionStateRepository.append`."""

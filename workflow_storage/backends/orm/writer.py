@@ -22,7 +22,15 @@ from workflow_storage.base import (
     StateWriter,
     Totals,
 )
-from workflow_storage.deltas import SMALL_STATE, Chain, EncodedCheckpoint, Link, base_step, is_delta
+from workflow_storage.deltas import (
+    SMALL_STATE,
+    Chain,
+    EncodedCheckpoint,
+    Link,
+    RecentChains,
+    base_step,
+    is_delta,
+)
 from workflow_storage.exceptions import RunNotFoundError, StepConflictError
 from workflow_storage.serialization import state_text
 from workflow_storage.validation import (
@@ -59,7 +67,7 @@ class DjangoStateWriter(StateWriter):
         run_id: the run.
         attempt: the attempt that the run has to be in, and running; None for any.
         own_connection: see `DjangoRepository`.
-        chain: what is remembered of the run already; None for nothing.
+        recent: where what is remembered of the run is kept between writers; None if only here.
     """
 
     def __init__(
@@ -70,14 +78,15 @@ class DjangoStateWriter(StateWriter):
         attempt: int | None = None,
         *,
         own_connection: bool = False,
-        chain: Chain[Mark] | None = None,
+        recent: RecentChains[Mark] | None = None,
     ) -> None:
         super().__init__(states, run_id, valid_attempt(attempt))
         self.alias = rows.alias
         self.own_connection = own_connection
         self._in_one_thread = threading.Lock()
         self._rows = rows
-        self._chain: Chain[Mark] = chain or Chain(run_id)
+        self._recent = recent
+        self._chain: Chain[Mark] = Chain(run_id)
 
     async def in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what a call returns that is carried out in a thread, after those before it."""
@@ -107,9 +116,17 @@ class DjangoStateWriter(StateWriter):
             self.attempt,
             valid_totals(totals),
         )
-        rows = self._rows
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
+        if self._recent is None:
+            return self._save(checkpoint)
+        self._chain = self._recent.take(self.run_id)
+        step = self._save(checkpoint)
+        self._recent.keep(self._chain)
+        return step
+
+    def _save(self, checkpoint: NewCheckpoint) -> int:
+        rows = self._rows
         if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
             with suppress(IntegrityError):
                 return self._remember(*self._insert_small(checkpoint), checkpoint)
