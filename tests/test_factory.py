@@ -185,6 +185,7 @@ class TestServers:
             assert create_storage_backend(url).runs.get(run.id) is not None
             forget(create_storage_backend(url).runs.alias)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("database", ["sqlite", postgres_database, mysql_database])
     def test_processes_that_start_at_once_on_a_new_database_all_work(self, database, tmp_path):
         script = (

@@ -222,6 +222,7 @@ def test_what_is_remembered_of_runs_is_bounded():
     assert held == list(range(84, 99))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_last", [0, 1])
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_state_is_never_based_on_one_that_is_being_deleted(sql_backend, run, keep_last, warm):
@@ -331,6 +332,7 @@ with connections[backend.states.alias].execute_wrapper(kill):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ["UPDATE", "DELETE"])
 def test_a_crash_while_states_are_deleted_loses_none(sql_backend, sql_url, run, statement):
     before = sql_backend.states.get_state_history(run.id)

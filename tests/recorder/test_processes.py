@@ -18,6 +18,8 @@ from workflow_storage import NotResumableError, StorageUnavailableError, resume_
 from workflow_storage.backends.orm import repository
 from workflow_storage.testing import stored_run
 
+pytestmark = pytest.mark.slow
+
 IDLE = timedelta(milliseconds=50)
 
 WORKER = """

@@ -64,6 +64,7 @@ def test_the_demo_leaves_a_failed_run_that_says_where_why_and_what_it_cost(url):
     assert run["total_cost_usd"] > 0
 
 
+@pytest.mark.slow
 def test_the_demo_stores_many_runs_once_and_deletes_them_again_and_nothing_else(url):
     many = manage("demo", "--many", 60, url=url)
     again = manage("demo", "--many", 60, url=url)

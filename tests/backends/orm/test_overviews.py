@@ -50,7 +50,9 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("days", [0.2, 1, 7, 11, 50, 400])
+@pytest.mark.parametrize(
+    "days", [7, *(pytest.param(days, marks=pytest.mark.slow) for days in (0.2, 1, 11, 50, 400))]
+)
 def test_they_are_those_of_summarize(filled, days):
     after = BEGINNING + timedelta(hours=1)
     before = after + timedelta(days=days)
