@@ -10,12 +10,18 @@ from typing import Any
 
 from tests.benchmarks import samples
 from tests.benchmarks.measure import Report
-from workflow_storage import StateWriter, StorageBackend, WorkflowRun, create_storage_backend
+from workflow_storage import (
+    StateWriter,
+    StorageBackend,
+    StorageConfig,
+    WorkflowRun,
+    create_storage_backend,
+)
 from workflow_storage.factory import forget
 
 AGENTS, SAVES, QUICK_SAVES = 20, 40, 10
 CONNECTIONS = 8
-"""Of the pools of the others."""
+"""Of ours (the default is 4), and of the pools of the others; the sync threads have one each."""
 
 Save = Callable[[int, dict[str, Any]], Awaitable[object]]
 """Stores a state of one of the agents."""
@@ -26,7 +32,7 @@ def run(*, quick: bool) -> None:
     with samples.postgres_url() as url:
         if url is None:
             return
-        ours = create_storage_backend(url)
+        ours = create_storage_backend(StorageConfig(backend=url, async_connections=CONNECTIONS))
         try:
             _compare(ours, url, saves)
         finally:
