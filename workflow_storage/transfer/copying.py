@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Unpack
@@ -47,6 +49,9 @@ PROBE = "workflow_storage: are these two stores one?"
 
 MAX_ATTEMPTS = 20
 """Times that a run is tried while another process copies it to the same store."""
+
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.1
 
 # What happens then; the next time, this process finds what the other one wrote.
 _COPIED_BY_ANOTHER = (
@@ -257,6 +262,8 @@ def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend)
         except StorageError as exc:
             if not isinstance(exc, _COPIED_BY_ANOTHER) or attempt == MAX_ATTEMPTS - 1:
                 return Transferred(run.id, "refused", reason=str(exc))
+            # So that those who meet come apart.
+            time.sleep(random.uniform(0, min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)))
     raise AssertionError("unreachable")
 
 
