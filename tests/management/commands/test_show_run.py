@@ -165,28 +165,43 @@ def test_two_runs_are_compared(every_backend, every_url):
     assert "same" not in text
 
 
-@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1), ("cancelled", 1)])
-def test_a_run_is_followed_until_it_ends(any_backend, any_url, status, code, django_db_blocker):
-    run = stored_run(any_backend, status="running")
-    any_backend.states.save_state(run.id, {}, "first")
+def followed(backend, url, status, django_db_blocker):
+    """Return the nodes that --follow shows of a run that ends so, and the error at the end."""
+    run = stored_run(backend, status="running")
+    backend.states.save_state(run.id, {}, "first")
 
     def work():
         with django_db_blocker.unblock():
-            time.sleep(0.3)
-            any_backend.states.save_state(run.id, {}, "second", tokens=5)
-            any_backend.runs.update_status(run.id, status, error_message="why")
-            if any_backend.alias:
-                any_backend.close()
+            time.sleep(0.15)
+            backend.states.save_state(run.id, {}, "second", tokens=5)
+            backend.runs.update_status(run.id, status, error_message="why")
+            if backend.alias:
+                backend.close()
 
     worker = threading.Thread(target=work)
     worker.start()
-    out = io.StringIO()
+    out, error = io.StringIO(), None
     try:
-        call_command("show_run", run.id, "--follow", interval=0.1, backend=any_url, stdout=out)
-        assert code == 0
+        call_command("show_run", run.id, "--follow", interval=0.1, backend=url, stdout=out)
     except CommandError as exc:
-        assert (exc.returncode, code) == (1, 1)
-        assert f"{status}: why" in str(exc) or f"{status} in second: why" in str(exc)
+        error = exc
     worker.join()
+    return [line.split()[3] for line in out.getvalue().splitlines()[1:3]], error
 
-    assert [line.split()[3] for line in out.getvalue().splitlines()[1:3]] == ["first", "second"]
+
+def test_a_run_is_followed_until_it_fails(any_backend, any_url, django_db_blocker):
+    nodes, error = followed(any_backend, any_url, "failed", django_db_blocker)
+
+    assert nodes == ["first", "second"]
+    assert error.returncode == 1
+    assert str(error).endswith("failed: why")
+
+
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("cancelled", 1)])
+def test_the_exit_code_of_following_is_that_of_the_run(
+    source, sqlite_url, status, code, django_db_blocker
+):
+    nodes, error = followed(source, sqlite_url, status, django_db_blocker)
+
+    assert nodes == ["first", "second"]
+    assert (error.returncode if error else 0) == code
