@@ -28,7 +28,7 @@ from workflow_storage.management.layout import (
     fitted,
     folded,
 )
-from workflow_storage.management.text import as_text, one_line, writable
+from workflow_storage.management.text import one_line, writable
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -275,11 +275,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
-
-
-def text_column(name: str, title: str, *, rank: int, least: int = 8) -> Column:
-    """Return a column of a value of a dict, as text."""
-    return Column(name, title, lambda row: as_text(row[name]), rank=rank, least=least)
 
 
 def _csv_cell(value: Any) -> str:
