@@ -231,6 +231,7 @@ def plans_of(alias, call):
     return plans
 
 
+@pytest.mark.slow
 class TestPlans:
     """Every read of the contract goes through an index, in the order of the index."""
 

@@ -11,10 +11,15 @@ from workflow_storage.testing import changed_state, new_run, stored_run
 from workflow_storage.validation import equal_checkpoints, equal_runs
 
 KINDS = ["sqlite", "postgres", "mysql", "redis"]
+QUICK = [("sqlite", "postgres"), ("postgres", "redis"), ("redis", "mysql"), ("mysql", "sqlite")]
+"""Each kind once as source and once as target."""
 
 
 @pytest.fixture(
-    params=[*itertools.permutations(KINDS, 2), ("redis", "redis_cluster")], ids="-to-".join
+    params=[
+        pytest.param(pair, marks=[] if pair in QUICK else pytest.mark.slow, id="-to-".join(pair))
+        for pair in [*itertools.permutations(KINDS, 2), ("redis", "redis_cluster")]
+    ],
 )
 def stores(request, django_db_blocker):
     """An empty source and an empty target, in every direction."""

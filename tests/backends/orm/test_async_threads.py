@@ -248,6 +248,7 @@ class TestCancellation:
         assert backend.states.get_latest_state(run.id) == {"n": 0}
 
 
+@pytest.mark.slow
 class TestNothingLeftBehind:
     def test_asyncio_run_twice(self, backend, server):
         run = run_of(backend)
