@@ -165,6 +165,35 @@ def test_usage_errors_exit_with_2_and_others_with_1(stored, sqlite_url):
 
 
 @pytest.mark.slow
+def test_every_command_works_on_every_backend_as_a_process(any_backend, any_url, tmp_path):
+    store_two(any_backend)
+    export, archive = tmp_path / "runs.jsonl.gz", tmp_path / "archive.jsonl.zst"
+    copied = f"sqlite:///{tmp_path}/copied.db"
+    on_it = ["--backend", any_url]
+    for command, said in (
+        (["list_runs", *on_it], "ValueError: no total"),
+        (["show_run", "019a0b1c-2d3e", *on_it], "extract-the-total"),
+        (["run_stats", "--by=status", *on_it], "failed"),
+        (["update_runs", "label", FIRST, "--set=seen=yes", *on_it], "1 run labelled."),
+        (["fork_run", FIRST, "--step=1", *on_it], "pending"),
+        (["fail_stalled_runs", "--idle=0s", *on_it], "0 runs set to failed."),
+        (["export_runs", export, *on_it], "3 runs: 3 written"),
+        (["import_runs", export, *on_it], "3 unchanged"),
+        (["copy_runs", "--from", any_url, "--to", copied], "3 copied"),
+        (["check_runs", "--repair", *on_it], "3 runs with 5 states checked: 0 problems."),
+        (["record_command", "nightly", *on_it, "--", "list_runs", *on_it], "019a0b1c"),
+        (
+            ["prune_runs", "--older-than=0s", "--no-input", "--archive", archive, *on_it],
+            "3 runs deleted.",
+        ),
+    ):
+        done = piped(*command)
+        assert (done.returncode, done.stderr) == (0, b""), command
+        assert said in done.stdout.decode(), command
+    assert [run.status for run in any_backend.runs.iter_runs()] == ["pending"]
+
+
+@pytest.mark.slow
 def test_it_is_asked_before_anything_is_deleted(stored, sqlite_url):
     for answer, left in (("n\n", 2), ("y\n", 0)):
         terminal = Terminal("prune_runs", "--older-than=0s", "--backend", sqlite_url)
