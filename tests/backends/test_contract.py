@@ -48,9 +48,9 @@ class TestRedisCluster(StorageContract):
 
 
 class TestMemory(StorageContract):
-    @pytest.fixture
-    def open_backend(self):
-        return None  # no other process can open it
+    # No other process sees this store.
+    test_concurrent_states_of_one_run_from_processes_are_all_kept = None
+    test_no_two_processes_hold_the_same_attempt = None
 
     @pytest.fixture
     def backend(self, memory_url):
