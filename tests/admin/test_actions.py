@@ -37,7 +37,7 @@ NEEDS = {
     "remove_label": {"change_workflowrun"},
     "prune_states": {"change_workflowrun"},
     "delete_runs": {"delete_workflowrun"},
-    "fork_run": {"add_workflowrun"},
+    "fork_run": {"add_workflowrun", "view_executionstate"},
     "export_runs": {"view_executionstate", "view_secrets"},
 }
 ANSWERS = defaultdict(
@@ -56,6 +56,7 @@ USERS = {
     "delete": {"view_workflowrun", "delete_workflowrun"},
     "delete only": {"delete_workflowrun"},
     "add": {"view_workflowrun", "add_workflowrun"},
+    "add and view all": {"view_workflowrun", "view_executionstate", "add_workflowrun"},
 }
 
 
@@ -708,6 +709,21 @@ class TestOddRuns:
             assert archive.runs.get("same").status == "cancelled"
             assert backend.runs.get("same").status == "running"
             forget(archive.alias)
+
+
+class TestAllThatMatch:
+    @pytest.mark.parametrize(
+        "query",
+        ["status__exact=x", "since=foo", "slower=abc", "stalled=maybe", "label=a", "sort=x"],
+    )
+    def test_nothing_is_done_where_a_filter_was_left_out(self, admin_client, backend, run, query):
+        before = snapshot(backend)
+
+        response = ask_of_all(admin_client, "delete_runs", query=f"?{query}")
+
+        page = admin_client.get(response.url)
+        assert "Nothing was done: a filter in the address was left out" in told(page)
+        assert snapshot(backend) == before
 
 
 class TestFromThePageOfARun:

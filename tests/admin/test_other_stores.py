@@ -89,6 +89,22 @@ def test_older_runs_are_on_further_pages(admin_client, store, monkeypatch):
     assert not set(ids) & set(older)
 
 
+def test_searches_and_stalled_runs_keep_the_other_filters_and_have_pages(
+    admin_client, store, monkeypatch
+):
+    monkeypatch.setattr(WorkflowRunAdmin, "stalled_after", timedelta(0))
+    assert found(admin_client, q="r/0", status__exact="completed")[0] == []
+    assert found(admin_client, q="w1", workflow="w0")[0] == []
+    assert found(admin_client, stalled="1", workflow="w0")[0] == []
+    for number in range(60):
+        stored_run(store, id=f"more-{number:02}", status="running")
+    newest, _text = found(admin_client, stalled="1")
+    older, _text = found(admin_client, stalled="1", before=newest[-1])
+    assert len(newest) == 50
+    assert len({*newest, *older}) == 61
+    assert found(admin_client, stalled="1", before=older[-1])[0] == []
+
+
 def test_a_run_has_its_pages(admin_client, store):
     run = store.runs.get("r/0")
     text = admin_client.get(page_of(run)).content.decode()
@@ -198,6 +214,15 @@ class TestActions:
         )
         assert f"added to {len(changed)} run" in message
         assert {run.id for run in store.runs.iter_runs(labels={"by": "all"})} == changed
+
+    @pytest.mark.parametrize("query", ["slower=60", "children=1", "cost=5", "since=foo"])
+    def test_nothing_is_done_to_all_where_a_filter_cannot_be_answered(
+        self, admin_client, store, query
+    ):
+        fields = {"action": "delete_runs", "index": "0", "select_across": "1"}
+        page = admin_client.post(f"{RUN_LIST}?{query}", fields, follow=True)
+        assert "Nothing was done" in " ".join(map(str, page.context["messages"]))
+        assert store.runs.count_runs() == 3
 
     def test_what_came_since_the_user_was_asked_is_left_alone(self, admin_client, store):
         fields = {"action": "delete_runs", "index": "0", "select_across": "1"}

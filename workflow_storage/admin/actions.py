@@ -40,6 +40,7 @@ from workflow_storage.admin.run_actions import (
     PruneStates,
     RemoveLabel,
 )
+from workflow_storage.admin.selection import selection_of
 from workflow_storage.exceptions import (
     RunNotFoundError,
     StatusConflictError,
@@ -82,8 +83,8 @@ _RUNS, _STATES = (
 NEEDED: dict[str, list[list[str]]] = {
     "change": [["workflow_storage.change_workflowrun"]],
     "delete": [["workflow_storage.delete_workflowrun"]],
-    # It makes a run and leaves the other one as it is.
-    "fork": [["workflow_storage.add_workflowrun"]],
+    # It makes a run and leaves the other one as it is; the page that asks names steps and nodes.
+    "fork": [["workflow_storage.add_workflowrun"], _STATES],
     # States are exported as they are stored, whatever pages mask.
     "export": [_RUNS, _STATES, [VIEW_SECRETS]],
 }
@@ -102,6 +103,9 @@ class ActionForm(NamedTuple):
     """Whether something is lost, once it is confirmed."""
 
 
+_NOT_ALL = gettext_lazy(
+    "Nothing was done: a filter in the address was left out, so more runs would match than are meant."
+)
 _NOTHING_LEFT = gettext_lazy("Nothing is left of what was selected.")
 
 
@@ -262,6 +266,9 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
         """Ask, and carry out what has been confirmed."""
         if not self.may(request, action.needs):
             raise PermissionDenied
+        if _is_across(request) and not self._understands_all(request):
+            self.message_user(request, _NOT_ALL, messages.ERROR)
+            return None
         runs = self.chosen_runs(request, queryset)
         progress = Progress.posted(request, action)
         newest = [] if progress else runs.newest(1)
@@ -278,6 +285,14 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
         if not form.is_valid():
             return self._page(request, runs, form, progress)
         return carry_out(request, runs, form, progress)
+
+    def _understands_all(self, request: HttpRequest) -> bool:
+        """Whether all filters in the address tell which runs are meant."""
+        asked = selection_of(request.GET)
+        if self.store.alias is not None:
+            return not asked.problems
+        changelist: Any = self.get_changelist_instance(request)
+        return not asked.problems and not changelist.needs_database
 
     def _do_to_each(
         self,

@@ -145,7 +145,7 @@ class RunsOfStore(ChosenRuns):
         return chosen, chosen.union(run.pk for run in rest if run is not None)
 
     def _each(self, position: Position | None) -> Iterator[WorkflowRun]:
-        few = self._few()
+        few = self.few()
         runs = self._all(position) if few is None else few
         for run in runs:
             if position is None or position.has(run):
@@ -153,8 +153,8 @@ class RunsOfStore(ChosenRuns):
                     setattr(run, name, None)
                 yield run
 
-    def _few(self) -> list[WorkflowRun] | None:
-        """Return those that no list of the store has to be read for; None if one has to be."""
+    def few(self) -> list[WorkflowRun] | None:
+        """Return, newest first, those that no list of the store has to be read for; None if one has to be."""
         filters = self._selection.filters
         if filters.match_none:
             return []

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from workflow_storage.admin import selection
 from workflow_storage.admin.changelist import AFTER, BEFORE, KeysetAdmin, KeysetChangeList
+from workflow_storage.admin.chosen import RunsOfStore
 from workflow_storage.admin.rendering import count_text
 from workflow_storage.admin.selection import ORDER, ORDERS, Selection, selection_of
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
     from workflow_storage.base import StorageBackend
+    from workflow_storage.models import WorkflowRun
 
 LOOKED_THROUGH = 10_000
 """Runs that are ordered by something else than their start, or searched for a text, at most."""
+
+MOST_IDS, MOST_NAMES = 1000, 200
+"""Runs, and workflows, that a search by a beginning finds at most."""
 
 ERROR_START = 300
 """Characters of an error that the list reads."""
@@ -125,39 +130,50 @@ class RunChangeList(KeysetChangeList):
             labels = {**self.selection.filters.labels, name.strip(): value.strip()}
             self._refine(labels=labels)
             return
-        if not is_possible_name("q", term, MAX_WORKFLOW_NAME):
-            self._found = Q(pk__in=[])
-            return
         runs = self.root_queryset
-        ids: list[str] = []
-        if len(term) <= MAX_RUN_ID:
-            begun = runs.filter(pk__gte=term, pk__lt=term + LAST).order_by("pk")
-            ids = list(begun.values_list("pk", flat=True)[:100])
-        if ids:
-            self.searched = _("runs whose id begins with %(term)s") % {"term": term}
-            self._found = Q(pk__in=[term] if term in ids else ids)
+        if is_possible_name("q", term, MAX_WORKFLOW_NAME) and self._search_by_beginning(term):
             return
-        names = workflow_names(self.alias, term)
-        if names:
-            self.searched = _("runs of workflows whose name begins with %(term)s") % {"term": term}
-            chosen = self.selection.filters.workflow_names
-            kept = [term] if term in names else names
-            if chosen is not None:
-                kept = [one for one in kept if one in chosen]
-            self._refine(workflow_name=kept)
+        if "\0" in term:
+            self._found = Q(pk__in=[])
             return
         self.searched = _("%(term)s in the errors of the newest %(count)s failed runs") % {
             "term": term,
             "count": count_text(LOOKED_THROUGH),
         }
         failed = runs.filter(status="failed").order_by("-started_at")
-        after = self.selection.filters.started_after
-        if after is not None:
-            failed = failed.filter(started_at__gte=after)
+        filters = self.selection.filters
+        if filters.started_after is not None:
+            failed = failed.filter(started_at__gte=filters.started_after)
+        if filters.started_before is not None:
+            failed = failed.filter(started_at__lt=filters.started_before)
         last = failed.values_list("started_at", flat=True)[LOOKED_THROUGH : LOOKED_THROUGH + 1]
         self._found = Q(status="failed", error_message__icontains=term)
         for started_at in last:
             self._found &= Q(started_at__gt=started_at)
+
+    def _search_by_beginning(self, term: str) -> bool:
+        """Look for ids, and else for workflows, that begin so; and say whether there are any."""
+        begun = self.root_queryset.filter(pk__gte=term, pk__lt=term + LAST).order_by("pk")
+        ids = list(begun.values_list("pk", flat=True)[: MOST_IDS + 1])
+        names = workflow_names(self.alias, term, limit=MOST_NAMES + 1)
+        if len(ids) > MOST_IDS or (not ids and len(names) > MOST_NAMES):
+            self.notes.append(_("There are more that begin so. Search for a longer beginning."))
+        if ids:
+            self.searched = _("runs whose id begins with %(term)s") % {"term": term}
+            self._found = Q(pk__in=[term] if term in ids else ids[:MOST_IDS])
+            if names:
+                self.notes.append(
+                    _("Workflows begin so, too: %(names)s. Choose one by the filter.")
+                    % {"names": ", ".join(names[:5])}
+                )
+        elif names:
+            self.searched = _("runs of workflows whose name begins with %(term)s") % {"term": term}
+            chosen = self.selection.filters.workflow_names
+            kept = [term] if term in names else names[:MOST_NAMES]
+            if chosen is not None:
+                kept = [one for one in kept if one in chosen]
+            self._refine(workflow_name=kept)
+        return bool(ids or names)
 
     def _refine(self, **more: Any) -> None:
         asked = {**self.selection.run_filters(), **more}
@@ -217,9 +233,11 @@ class StoreRunChangeList(RunChangeList):
 
     Attributes:
         searched_ids: the run that was searched for by its id; None if none was.
+        needs_database: whether something is asked for that only a database can tell.
     """
 
     searched_ids: list[str] | None
+    needs_database: bool
     workflow_names: ClassVar[list[str]] = []
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
@@ -228,7 +246,8 @@ class StoreRunChangeList(RunChangeList):
             self.get_filters(request)
         )
         self.clear_all_filters_qs = self.get_query_string(remove=self.get_filters_params())
-        if others or self.selection.needs_database:
+        self.needs_database = bool(others) or self.selection.needs_database
+        if self.needs_database:
             self.notes.append(
                 _(
                     "These runs are in %(store)s, which finds runs by status, workflow, label, "
@@ -254,22 +273,27 @@ class StoreRunChangeList(RunChangeList):
             self.searched_ids = [term]
         else:
             self.searched = _("runs of the workflow %(name)s") % {"name": term}
-            self._refine(workflow_name=[term])
+            chosen = self.selection.filters.workflow_names
+            self._refine(workflow_name=[term] if chosen is None or term in chosen else [])
 
     def get_results(self, request: HttpRequest) -> None:
         runs, wanted = self.model_admin.store.runs, self.list_per_page + 1
         before = request.GET.get(BEFORE)
         filters = self.selection.run_filters()
+        few = RunsOfStore(
+            self.model_admin.store,
+            self.selection,
+            self.model_admin.stalled_after,
+            self.searched_ids,
+        ).few()
         try:
-            if self.searched_ids is not None:
-                found = [runs.get(run_id) for run_id in self.searched_ids]
-                rows = [run for run in found if run is not None]
-            elif self.selection.stalled:
-                rows = runs.list_stalled(self.model_admin.stalled_after)[:wanted]
-            elif self.selection.filters.match_none:
-                rows = []
-            else:
+            if few is None:
                 rows = runs.list_runs(before=before, limit=wanted, **filters)
+            else:
+                last = None if before is None else runs.get(before)
+                if before is not None and last is None:
+                    raise RunNotFoundError(before)
+                rows = [run for run in few if last is None or _comes_after(last, run)][:wanted]
         except RunNotFoundError as exc:
             raise IncorrectLookupParameters(exc) from exc
         has_older = len(rows) == wanted
@@ -284,6 +308,10 @@ class StoreRunChangeList(RunChangeList):
         self.first_page = None if before is None else self.get_query_string()
         count = len(self.result_list)
         self.count_text = f"{count_text(count)}+" if has_older else count_text(count)
+
+
+def _comes_after(last: WorkflowRun, run: WorkflowRun) -> bool:
+    return (run.started_at, run.pk) < (last.started_at, last.pk)
 
 
 PAGES = (BEFORE, AFTER)

@@ -41,9 +41,12 @@ ORDERS = {"duration": "-duration_seconds", "cost": "-total_cost_usd"}
 WINDOW = timedelta(days=7)
 """How far back is looked for what no index knows, unless a time is given."""
 
+_LONGEST = 10**9  # seconds, some 30 years
+
 _AGE = re.compile(r"(\d{1,6})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _YES = frozenset({"1", "yes", "true"})
+_NO = frozenset({"", "0", "no", "false"})
 
 
 class Selection(NamedTuple):
@@ -88,7 +91,9 @@ class Selection(NamedTuple):
         if self.has_parent:
             condition &= Q(parent_id__isnull=False)
         if self.slower is not None:
-            condition &= Q(duration_seconds__gte=self.slower)
+            begun = timezone.now() - timedelta(seconds=min(self.slower, _LONGEST))
+            still = Q(status=RunStatus.RUNNING, attempt_started_at__lte=begun)
+            condition &= Q(duration_seconds__gte=self.slower) | still
         if self.costlier is not None:
             condition &= Q(total_cost_usd__gte=self.costlier)
         if self.order:
@@ -105,7 +110,7 @@ def selection_of(parameters: QueryDict) -> Selection:
     after = _moment(parameters, SINCE, problems)
     before = _moment(parameters, UNTIL, problems)
     slower, costlier = (_number(parameters, name, problems) for name in (SLOWER, COSTLIER))
-    has_parent = parameters.get(HAS_PARENT) in _YES
+    has_parent = _is_yes(parameters, HAS_PARENT, problems)
     order = parameters.get(ORDER, "")
     if order and order not in ORDERS:
         problems.append(
@@ -128,7 +133,7 @@ def selection_of(parameters: QueryDict) -> Selection:
         given["started_after"] = after
     if before is not None:
         given["started_before"] = before
-    stalled = parameters.get(STALLED) in _YES
+    stalled = _is_yes(parameters, STALLED, problems)
     return Selection(
         valid_filters(given), stalled, has_parent, slower, costlier, order, problems, notes
     )
@@ -159,8 +164,18 @@ def _add_simple(parameters: QueryDict, given: dict[str, Any], problems: list[str
         given["labels"] = labels
     if parameters.get(PARENT):
         given["parent_id"] = parameters[PARENT]
-    if parameters.get(WAITING) in _YES:
+    if _is_yes(parameters, WAITING, problems):
         given["waiting"] = True
+
+
+def _is_yes(parameters: QueryDict, name: str, problems: list[str]) -> bool:
+    given = parameters.get(name, "")
+    if given not in _YES | _NO:
+        problems.append(
+            _("%(name)s=%(given)s: neither yes nor no. Write 1 or 0.")
+            % {"name": name, "given": given}
+        )
+    return given in _YES
 
 
 def _moment(parameters: QueryDict, name: str, problems: list[str]) -> datetime | None:
