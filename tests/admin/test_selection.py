@@ -219,6 +219,24 @@ def test_a_filter_keeps_the_others(runs, found):
     assert '<input type="hidden" name="label" value="tenant=acme">' in found.text
 
 
+def test_the_list_offers_its_orders_and_marks_the_present_one(runs, found):
+    found(workflow="invoices", before="failed")
+    assert 'workflow=invoices" aria-current="true">start</a>' in found.text
+    assert 'workflow=invoices&amp;sort=duration">duration</a>' in found.text
+
+    found(workflow="invoices", sort="duration")
+    assert 'workflow=invoices">start</a>' in found.text
+    assert 'workflow=invoices&amp;sort=duration" aria-current="true">duration</a>' in found.text
+    assert 'workflow=invoices&amp;sort=cost">cost</a>' in found.text
+
+
+def test_forms_keep_the_order(runs, found):
+    found(sort="cost")
+    in_forms = found.text.count('<input type="hidden" name="sort" value="cost">')
+    assert in_forms == found.text.count('<li class="workflow-storage-filter">') > 0
+    assert '<input type="hidden" name="sort" value="cost" form="changelist-search">' in found.text
+
+
 def test_workflows_are_suggested_from_the_index(found, backend):
     for number in range(70):
         stored_run(backend, workflow_name=f"w{number:02}")

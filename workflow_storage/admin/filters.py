@@ -108,6 +108,9 @@ class FormFilter(SelectionFilter):
             if name not in self.parameters
             for value in (values if isinstance(values, list) else [values])
         ]
+        asked = getattr(changelist, "selection", None)
+        if asked is not None and asked.order:
+            stay.append((selection.ORDER, asked.order))
         yield {
             "is_form": True,
             "stay": stay,
