@@ -5,7 +5,7 @@ from django.urls import reverse
 
 from tests.admin.conftest import page_of
 from workflow_storage import ExecutionState
-from workflow_storage.admin.rendering import cost_text, duration_text
+from workflow_storage.admin.rendering import cost_text, duration_text, first_line
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -51,3 +51,31 @@ def test_a_duration_has_three_digits_below_a_minute(seconds, shown):
 )
 def test_a_cost_that_is_too_small_to_be_shown_is_not_shown_as_none(usd, shown):
     assert cost_text(usd) == shown
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    read()
+OSError: disk full
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2, in save
+ValueError: page 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "shown"),
+    [
+        (None, None, ""),
+        ("\n  first\nsecond", None, "first"),
+        (TRACEBACK, None, "ValueError: page 7"),
+        (TRACEBACK[:100], TRACEBACK[-40:], "ValueError: page 7"),
+        (TRACEBACK[:80], None, "Traceback (most recent call last):"),
+        ("See: " + TRACEBACK, None, "See: Traceback (most recent call last):"),
+    ],
+)
+def test_the_first_line_of_a_traceback_is_its_exception(text, end, shown):
+    assert first_line(text, end=end) == shown

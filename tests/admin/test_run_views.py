@@ -7,7 +7,7 @@ from django.contrib.admin.utils import quote
 from django.urls import reverse
 from django.utils import timezone
 
-from tests.admin.conftest import page_of
+from tests.admin.conftest import RUNS, page_of
 from workflow_storage import fork_run
 from workflow_storage.testing import changed_state, stored_run
 
@@ -49,6 +49,19 @@ def test_a_failed_run_says_first_where_and_why(admin_client, failed):
     assert text.index("Failed in parse") < text.index("Timeline")
     assert "ValueError: &lt;b&gt;bad&lt;/b&gt;" in text
     assert "<b>bad" not in text
+
+
+def test_a_traceback_says_first_which_exception_it_was(admin_client, backend):
+    frames = "".join(f'  File "{number}.py", line 1, in call\n    call()\n' for number in range(30))
+    error = f"Traceback (most recent call last):\n{frames}ValueError: page 7\n"
+    run = stored_run(backend, status="failed", error_message=error)
+
+    box = text_of(admin_client, page_of(run)).split('aria-label="Error">')[1]
+    row = text_of(admin_client, reverse(RUNS)).split("workflow-storage-detail")[1]
+
+    assert box.startswith("ValueError: page 7<")
+    assert "29.py" in box.split("The whole error")[1]
+    assert row.split("<")[0].endswith("ValueError: page 7")
 
 
 def test_attempts_show_their_errors_and_workers_also_after_the_run_completed(

@@ -30,6 +30,9 @@ SHOWN_CHARACTERS = 100_000
 LEAST_COST = 0.0001
 """The smallest cost that is shown, in US dollars."""
 
+TRACEBACK = "Traceback (most recent call last):"
+"""How Python begins to say where an exception was raised; its last line says which."""
+
 SHORT_ID = 14
 """Characters of an id that is shown whole."""
 
@@ -171,10 +174,33 @@ def labels_block(labels: Mapping[str, str], urls: Mapping[str, str]) -> SafeStri
     )
 
 
-def first_line(text: str | None, limit: int = 160) -> str:
-    """Return the first line of a text that says something, cut where it is long."""
-    line = next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
+def first_line(text: str | None, limit: int = 160, *, end: str | None = None) -> str:
+    """Return the first line of a text that says something, cut where it is long.
+
+    Of a traceback that is the line of its exception.
+
+    Args:
+        text: the text, or how it begins.
+        limit: characters that are shown.
+        end: how the text ends, if `text` is not all of it.
+    """
+    lines = (line.strip() for line in (text or "").splitlines())
+    line = exception_line(text, end) or next(filter(None, lines), "")
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def exception_line(text: str | None, end: str | None = None) -> str:
+    """Return the last line of a traceback that is not indented; nothing for another text.
+
+    Args:
+        text: the text, or how it begins.
+        end: how the text ends, if `text` is not all of it.
+    """
+    if not (text or "").lstrip().startswith(TRACEBACK):
+        return ""
+    lines = reversed((end or text or "").splitlines())
+    line = next((line.rstrip() for line in lines if line.strip() and not line[0].isspace()), "")
+    return "" if line.startswith(TRACEBACK) else line
 
 
 def text_block(text: str | None) -> SafeString | str:

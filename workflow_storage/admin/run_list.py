@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import OuterRef, Q, QuerySet, Subquery
-from django.db.models.functions import Substr
+from django.db.models.functions import Right, Substr
 from django.utils.translation import gettext as _
 
 from workflow_storage.admin import selection
@@ -202,6 +202,7 @@ class RunChangeList(KeysetChangeList):
                 newest_step=Subquery(newest.values("step")[:1]),
                 newest_state_at=Subquery(newest.values("created_at")[:1]),
                 error_start=Substr("error_message", 1, ERROR_START),
+                error_end=Right("error_message", ERROR_START),
             )
         )
 

@@ -14,6 +14,7 @@ from workflow_storage.admin.rendering import (
     cost_text,
     duration_text,
     exact_time,
+    exception_line,
     first_line,
     labels_block,
     printable,
@@ -176,9 +177,10 @@ class RunPage:
 
     @cached_property
     def error_head(self) -> str:
-        """The first lines of the error."""
+        """The first lines of the error; of a traceback, the line of its exception."""
         text = (self.run.error_message or "").strip()
-        return printable("\n".join(text.splitlines()[:ERROR_LINES])[:1000])
+        head = exception_line(text) or "\n".join(text.splitlines()[:ERROR_LINES])
+        return printable(head[:1000])
 
     @cached_property
     def error_rest(self) -> SafeString | str:

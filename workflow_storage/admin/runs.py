@@ -244,7 +244,7 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
         error = getattr(run, "error_start", None)
         if error is None:
             error = run.__dict__.get("error_message")
-        line = first_line(error, 120)
+        line = first_line(error, 120, end=getattr(run, "error_end", None))
         if run.current_node and self.viewer_of(run).sees_states:
             return format_html("<b>{}</b> {}", run.current_node, line)
         return line
