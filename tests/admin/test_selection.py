@@ -219,6 +219,21 @@ def test_a_filter_keeps_the_others(runs, found):
     assert '<input type="hidden" name="label" value="tenant=acme">' in found.text
 
 
+def test_a_filter_with_two_values_shows_and_keeps_both(runs, found):
+    both = {"status__exact": ["failed", "running"], "label": ["tenant=acme", "user=7"]}
+    assert found(label=both["label"]) == ["slow"]
+    found(**both)
+    assert "Status: <b>failed, running</b>" in found.text
+    assert "Label: <b>tenant=acme, user=7</b>" in found.text
+    for name, values in both.items():
+        for value in values:
+            assert f'<input type="hidden" name="{name}" value="{value}">' in found.text
+        in_search = f'<input type="hidden" name="{name}" value="{values[0]}" form='
+        assert in_search in found.text
+    for label in both["label"]:
+        assert f'<input type="text" name="label" value="{label}"' in found.text
+
+
 def test_the_list_offers_its_orders_and_marks_the_present_one(runs, found):
     found(workflow="invoices", before="failed")
     assert 'workflow=invoices" aria-current="true">start</a>' in found.text

@@ -14,12 +14,15 @@ from workflow_storage.admin import selection
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from django.contrib.admin.views.main import ChangeList
     from django.db.models import QuerySet
     from django.http import HttpRequest
 
+
+_SEVERAL = frozenset({selection.STATUS, selection.WORKFLOW, selection.LABEL})
+"""What can be given several times; of the others the last one counts."""
 
 _SITUATIONS = (_("Stalled"), _("Waiting"), _("Started by a run"))
 
@@ -54,13 +57,28 @@ class SelectionFilter(admin.ListFilter):
     def chosen(self) -> str:
         """What was chosen, for the line that shows where the filter is closed."""
         texts = dict(self.links)
-        values = filter(None, map(self.value, self.parameters))
+        values = [value for name in self.parameters for value in self.values(name)]
         return ", ".join(str(texts.get(value, value)) for value in values)
 
+    @property
+    def hidden_by_last(self) -> list[tuple[str, str]]:
+        """Parameters that are given several times, without the last, which alone Django searches by."""
+        return [(name, value) for name in self.parameters for value in self.values(name)[:-1]]
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of a parameter that count, as they were given, each once."""
+        given: Any = self.used_parameters.get(name) or []
+        if name not in _SEVERAL:
+            given = given[-1:]
+        return list(dict.fromkeys(str(value) for value in given if value))
+
+    def _is_chosen(self, value: str, name: str, others: Iterable[str]) -> bool:
+        chosen = self.values(name) or [""]
+        return value in chosen and not any(map(self.values, others))
+
     def value(self, name: str) -> str:
-        """Return the value of a parameter as it was given, nothing without one."""
-        values: Any = self.used_parameters.get(name)
-        return str(values[0]) if values else ""
+        """Return the value of a parameter that has one, nothing without it."""
+        return "".join(self.values(name)[-1:])
 
 
 class LinksFilter(SelectionFilter):
@@ -72,7 +90,7 @@ class LinksFilter(SelectionFilter):
         for value, text in ((None, _("All")), *self.links):
             new = {name: value, **dict.fromkeys(others)}
             yield {
-                "selected": self.value(name) == (value or "") and not any(map(self.value, others)),
+                "selected": self._is_chosen(value or "", name, others),
                 "query_string": changelist.get_query_string(new),
                 "display": text,
             }
@@ -98,7 +116,7 @@ class FormFilter(SelectionFilter):
         for value, text in (("", _("All")), *self.links):
             others = dict.fromkeys(self.parameters[1:])
             yield {
-                "selected": self.value(first) == value and not any(map(self.value, others)),
+                "selected": self._is_chosen(value, first, others),
                 "query_string": changelist.get_query_string({first: value or None, **others}),
                 "display": text,
             }
@@ -119,7 +137,7 @@ class FormFilter(SelectionFilter):
                     "name": name,
                     "label": label,
                     "type": kind,
-                    "value": self.value(name),
+                    "values": self.values(name) or [""],
                     "suggestions": self.suggestions(changelist, name),
                 }
                 for name, label, kind in self.fields
