@@ -1,6 +1,7 @@
 """The further pages of a run: failure first, states at any step, comparison, downloads, refresh."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.contrib.admin.utils import quote
@@ -98,6 +99,29 @@ def test_parents_children_and_forks_are_linked(admin_client, backend, failed):
     assert "is not there any more" in text_of(admin_client, page_of(child))
 
 
+def test_related_runs_say_that_they_wait_or_have_stalled(admin_client, backend, failed):
+    hour_ago = timezone.now() - timedelta(hours=1)
+    waiting, stalled, busy = (
+        stored_run(
+            backend,
+            parent_id=failed.id,
+            status="running",
+            started_at=hour_ago,
+            attempt_started_at=hour_ago,
+        )
+        for _ in range(3)
+    )
+    backend.runs.update_status(waiting.id, "pending", waiting_for="approval")
+    backend.states.save_state(busy.id, {}, "node")
+
+    text = text_of(admin_client, page_of(failed)).split("Related runs")[1]
+
+    marks = [text.split(page_of(run))[1].split("</li>")[0] for run in (waiting, stalled, busy)]
+    assert "waiting" in marks[0]
+    assert "stalled" in marks[1]
+    assert "workflow-storage-mark" not in marks[2]
+
+
 def test_the_runs_before_and_after_of_the_workflow_are_linked(admin_client, backend):
     runs = [stored_run(backend, workflow_name="w") for _ in range(3)]
     stored_run(backend, workflow_name="other")
@@ -166,8 +190,13 @@ def test_pruned_states_and_large_ones_are_shown(admin_client, backend):
         writer.save_state(changed_state({}, "grow", 9000 + step), f"node {step}")
     backend.states.delete_states(run.id, keep_last=3)
 
-    assert "The first state" in text_of(admin_client, url_of("state", run, 9))
-    assert "Difference" in text_of(admin_client, url_of("state", run, 11))
+    oldest = text_of(admin_client, url_of("state", run, 9))
+    assert "The first state" not in oldest
+    assert oldest.count("The step before was deleted.") == 2
+    assert "workflow-storage-diff" not in oldest.split('id="difference"')[1]
+    newest = text_of(admin_client, url_of("state", run, 11))
+    assert "The step before was deleted." not in newest
+    assert "workflow-storage-diff" in newest.split('id="difference"')[1]
     assert admin_client.get(url_of("state", run, 8)).status_code == 404
 
 
@@ -176,6 +205,23 @@ def test_a_damaged_state_is_said_to_be_so(admin_client, backend, failed):
 
     assert "cannot be rebuilt" in text_of(admin_client, url_of("state", failed, 1))
     assert admin_client.get(page_of(failed)).status_code == 200
+
+
+def test_a_damaged_state_before_is_said_to_be_so_beside_the_one_after(admin_client, backend):
+    run = stored_run(backend)
+    for node in ("first", "second"):
+        backend.states.save_state(run.id, {node: "x" * 9000}, node)
+    run.states.filter(step=0).update(state_json="damaged")
+    run.states.filter(step=1).update(state_json='{"kept": 1}', state_delta=None)
+
+    text = text_of(admin_client, url_of("state", run, 1))
+
+    difference, rest = text.split('id="difference"')[1].split('id="before"')
+    before, after = rest.split('id="after"')
+    assert "cannot be rebuilt" in difference
+    assert "workflow-storage-diff" not in difference
+    assert "cannot be rebuilt" in before
+    assert "kept" in after
 
 
 def test_the_page_of_a_run_says_that_its_newest_state_is_damaged(admin_client, backend, failed):

@@ -341,7 +341,10 @@ class RunPage:
         return f"{self._admin.list_url()}{self._admin.query(selection.PARENT, self.run.pk)}"
 
     def _link(self, run: WorkflowRun) -> Link:
-        return Link(run.workflow_name, self._admin.url_of(run.pk), status_badge(run))
+        # Whether a running one has stalled is known with its newest state alone.
+        is_known = run.status != RunStatus.RUNNING or hasattr(run, "newest_state_at")
+        badge = status_badge(run, self._admin.mark_of(run) if is_known else "")
+        return Link(run.workflow_name, self._admin.url_of(run.pk), badge)
 
     @cached_property
     def _older(self) -> WorkflowRun | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
+from django.db.models import OuterRef, Subquery
 from django.http import Http404, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
@@ -31,7 +32,7 @@ from workflow_storage.backends.orm.conditions import conditions_of, order_of, wi
 from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.factory import configured_alias, create_storage_backend
 from workflow_storage.filters import valid_filters
-from workflow_storage.models import WorkflowRun
+from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.serialization import json_size
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_COUNT, PAYLOADS, is_possible_id, run_fields
@@ -120,6 +121,7 @@ class RunViews:
         runs = with_values(
             WorkflowRun.objects.using(configured_alias()), conditions_of(valid, position)
         )
+        runs = runs.annotate(newest_state_at=_newest_state_at())
         return list(runs.order_by(*order_of(valid)).defer(*PAYLOADS, "error_message")[:limit])
 
     def newer_run(self, run: WorkflowRun) -> WorkflowRun | None:
@@ -130,7 +132,9 @@ class RunViews:
             workflow_name=run.workflow_name, started_at__gte=run.started_at
         )
         later = runs.exclude(started_at=run.started_at, pk__lte=run.pk)
-        return later.order_by("started_at", "id").defer(*PAYLOADS, "error_message").first()
+        later = later.order_by("started_at", "id").defer(*PAYLOADS, "error_message")
+        found: WorkflowRun | None = later.annotate(newest_state_at=_newest_state_at()).first()
+        return found
 
     def _run(self, request: HttpRequest, object_id: str, *, states: bool = False) -> WorkflowRun:
         """Return the run of a page, if there is one and the user may see it.
@@ -209,15 +213,12 @@ class RunViews:
         states, mask = self.store.states, self.mask(request)
         steps = list(states.iter_steps(run.pk))
         numbers = [one["step"] for one in steps]
-        damage = ""
-        after = before = None
-        try:
-            after = states.get_state(run.pk, step) if step <= MAX_COUNT else None
-            before = states.get_state(run.pk, step - 1) if step else None
-        except DamagedStateError as exc:
-            damage = str(exc)
+        after, damage = self._state(run, step)
         if after is None and not damage:
             raise Http404(_("There is no such step."))
+        before, lost = self._state(run, step - 1) if step else (None, "")
+        if step and before is None and not lost:
+            lost = _("The step before was deleted.")
         place = numbers.index(step) if step in numbers else None
         context = {
             **self._context(
@@ -236,16 +237,24 @@ class RunViews:
             "next_url": self._beside(run, numbers, place, +1),
             "slider_url": self.view_url("states", run.pk),
             "damage": damage,
-            "is_first": before is None,
+            "is_first": not step,
+            "lost": lost,
             "after_tree": self._tree(run, after, mask),
             "before_tree": self._tree(run, before, mask),
             "difference": diff_block(
                 before["state_data"] if before else {}, after["state_data"], mask=mask
             )
-            if after
+            if after and not lost
             else "",
         }
         return self._response(request, "run_state.html", context)
+
+    def _state(self, run: WorkflowRun, step: int) -> tuple[Checkpoint | None, str]:
+        """Return the checkpoint at a step if there is one, and why it cannot be read if so."""
+        try:
+            return self.store.states.get_state(run.pk, step) if step <= MAX_COUNT else None, ""
+        except DamagedStateError as exc:
+            return None, str(exc)
 
     def _tree(self, run: WorkflowRun, checkpoint: Checkpoint | None, mask: Mask) -> Any:
         if checkpoint is None:
@@ -393,6 +402,12 @@ class RunViews:
         return JsonResponse(
             {"ended": RunStatus(run.status).is_terminal, "status": run.status, "regions": regions}
         )
+
+
+def _newest_state_at() -> Subquery:
+    """Return when a run saved its newest state, for a query of runs."""
+    states = ExecutionState._base_manager.using(configured_alias()).filter(run_id=OuterRef("pk"))
+    return Subquery(states.order_by("-step").values("created_at")[:1])
 
 
 def _number(text: str) -> int | None:
