@@ -234,6 +234,16 @@ def test_a_filter_with_two_values_shows_and_keeps_both(runs, found):
         assert f'<input type="text" name="label" value="{label}"' in found.text
 
 
+def test_a_filter_that_is_answered_with_no_is_not_shown_as_chosen(runs, found):
+    everything = found()
+    assert found(waiting="0", stalled="0", children="no") == everything
+    assert "<summary>Situation</summary>" in found.text
+    assert found(waiting="yes") == ["waiting"]
+    assert "Situation: <b>Waiting</b>" in found.text
+    found(parent="slow")
+    assert "Situation: <b>slow</b>" in found.text
+
+
 def test_the_list_offers_its_orders_and_marks_the_present_one(runs, found):
     found(workflow="invoices", before="failed")
     assert 'workflow=invoices" aria-current="true">start</a>' in found.text

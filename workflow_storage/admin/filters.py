@@ -198,14 +198,28 @@ class SituationFilter(FormFilter):
         selection.PARENT,
     )
 
+    def __init__(
+        self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any
+    ) -> None:
+        super().__init__(request, params, model, model_admin)
+        # Not all that can be written there means yes.
+        asked = selection.selection_of(request.GET)
+        self._situations = {
+            selection.STALLED: asked.stalled,
+            selection.WAITING: asked.filters.waiting is True,
+            selection.HAS_PARENT: asked.has_parent,
+        }
+
     @property
     def chosen(self) -> str:
         """What was chosen."""
         names = (selection.STALLED, selection.WAITING, selection.HAS_PARENT)
         chosen = [
-            str(text) for name, text in zip(names, _SITUATIONS, strict=True) if self.value(name)
+            str(text)
+            for name, text in zip(names, _SITUATIONS, strict=True)
+            if self._situations[name]
         ]
-        return ", ".join([*chosen, *filter(None, [self.value(selection.PARENT)])])
+        return ", ".join([*chosen, *self.values(selection.PARENT)])
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         """Yield the links."""
@@ -218,7 +232,7 @@ class SituationFilter(FormFilter):
         ):
             new = {**nothing, name: "1"} if name else nothing
             yield {
-                "selected": bool(self.value(name)) if name else not self.used_parameters,
+                "selected": self._situations[name] if name else not self.chosen,
                 "query_string": changelist.get_query_string(new),
                 "display": text,
             }
