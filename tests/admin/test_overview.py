@@ -82,3 +82,18 @@ def test_a_time_is_a_day_of_the_time_zone(admin_client, backend, settings):
     settings.TIME_ZONE = "Europe/Berlin"
 
     assert runs_shown(admin_client, **times) == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "left_out"),
+    [
+        ({"q": "invoices", "slower": "60"}, "what it took, Search"),
+        ({"cost": "1"}, "what it took"),
+        ({"stalled": "1", "children": "yes"}, "Stalled, Started by a run"),
+        ({"stalled": "0", "slower": "", "q": " ", "workflow": "invoices", "waiting": "1"}, None),
+    ],
+)
+def test_it_names_the_filters_that_are_not_counted_in(admin_client, backend, parameters, left_out):
+    url = reverse("admin:workflow_storage_run_overview")
+    page = admin_client.get(url, {"fragment": 1, **parameters}).content.decode()
+    assert re.findall(r"Not counted in here: (.*)\.<", page) == ([left_out] if left_out else [])

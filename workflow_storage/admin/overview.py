@@ -50,6 +50,8 @@ class Overview(NamedTuple):
     title: str
     charts: list[SafeString]
     rankings: list[SafeString]
+    note: str
+    """What is asked for and not counted in; nothing if all is."""
 
 
 def window(asked: Selection) -> tuple[datetime, datetime]:
@@ -97,7 +99,24 @@ def overview(store: StorageBackend, asked: Selection, parameters: QueryDict, url
         % {"after": exact_time(after)[:-7], "before": exact_time(before)[:-7]},
         charts,
         _rankings(by_workflow, parameters, url),
+        _note(asked, parameters),
     )
+
+
+def _note(asked: Selection, parameters: QueryDict) -> str:
+    left_out = [
+        name
+        for name, is_asked in (
+            (_("Stalled"), asked.stalled),
+            (_("Started by a run"), asked.has_parent),
+            (_("what it took"), (asked.slower, asked.costlier) != (None, None)),
+            (_("Search"), parameters.get("q", "").strip()),
+        )
+        if is_asked
+    ]
+    if not left_out:
+        return ""
+    return _("Not counted in here: %(filters)s.") % {"filters": ", ".join(left_out)}
 
 
 def _summaries(
