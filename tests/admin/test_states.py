@@ -67,3 +67,25 @@ def test_runs_can_have_an_admin_of_the_projects_own(admin_user, backend):
     changelist = response.context_data["cl"]
     assert changelist.jump_url is None
     assert site.get_model_admin(ExecutionState).at_step(changelist.result_list[0]) == "0"
+
+
+def test_no_states_are_shown_of_a_database_that_the_project_does_not_use(
+    admin_client, backend, settings
+):
+    run = stored_run(backend)
+    backend.states.save_state(run.id, {}, "node")
+    url = reverse(
+        "admin:workflow_storage_executionstate_change", args=[ExecutionState.objects.get().pk]
+    )
+    note = "are on the pages of their runs"
+    page = admin_client.get(reverse(STATES))
+    assert len(page.context["cl"].result_list) == 1
+    assert note not in page.content.decode()
+    assert admin_client.get(url).status_code == 200
+
+    settings.WORKFLOW_STORAGE = "memory://without-states"
+
+    page = admin_client.get(reverse(STATES))
+    assert len(page.context["cl"].result_list) == 0
+    assert f"States of runs in memory://without-states {note}." in page.content.decode()
+    assert admin_client.get(url).status_code == 302

@@ -24,6 +24,7 @@ from workflow_storage.admin.rendering import (
 )
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.exceptions import DamagedStateError
+from workflow_storage.factory import create_storage_backend
 from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.validation import is_possible_id
 
@@ -82,6 +83,9 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         states = super().get_queryset(request)
+        if create_storage_backend().alias is None:
+            # They would be of other runs, if there are any.
+            return states.none()
         sized: QuerySet[Any] = states.annotate(
             workflow=F("run__workflow_name"),
             stored_size=Coalesce(_Bytes("state_json"), _Bytes("state_delta")),
@@ -96,6 +100,12 @@ class ExecutionStateAdmin(ReadOnlyAdmin):
         changelist = super().get_changelist_instance(request)
         run_id = request.GET.get(OF_RUN, "")
         changelist.jump_url = None
+        changelist.note = ""
+        store = create_storage_backend()
+        if store.alias is None:
+            changelist.note = _("States of runs in %(store)s are on the pages of their runs.") % {
+                "store": store.name
+            }
         if is_possible_id(run_id) and WorkflowRun in self.viewer(request).linked:
             changelist.jump_url = self._page_of_runs("states", run_id)
         return changelist
