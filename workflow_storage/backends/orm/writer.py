@@ -180,7 +180,9 @@ class DjangoStateWriter(StateWriter):
             rows.lock_run(self.run_id)
         else:
             rows.begin_writing()
-        step, base_mark = rows.next_step(self.run_id, base_step(self._chain.next_step or 0))
+        # A small state has no base; where this locks rows, it then locks none that others insert.
+        base = 0 if small else base_step(self._chain.next_step or 0)
+        step, base_mark = rows.next_step(self.run_id, base)
         stored = self._encoded(checkpoint.text, step, base_mark)
         return step, rows.insert(self.run_id, step, stored, checkpoint)
 
