@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from tests.admin.conftest import RUNS, page_of
-from workflow_storage import fork_run
+from workflow_storage import ExecutionState, fork_run
 from workflow_storage.testing import changed_state, stored_run
 
 pytestmark = pytest.mark.django_db
@@ -181,6 +181,51 @@ def test_a_long_run_is_folded_by_node_and_its_steps_are_on_pages(admin_client, b
     for nonsense in ("x", "-1", "9" * 40):
         text = text_of(admin_client, url_of("steps", run), first=nonsense)
         assert url_of("state", run, 0) in text
+
+
+def add_steps(run, first, count, created_at):
+    ExecutionState.objects.bulk_create(
+        (
+            ExecutionState(
+                run=run,
+                step=step,
+                node_id=f"node-{step % 7}",
+                state_json="{}",
+                created_at=created_at + timedelta(milliseconds=step),
+            )
+            for step in range(first, first + count)
+        ),
+        batch_size=1000,
+    )
+
+
+def test_all_steps_of_a_long_run_are_in_its_timeline_and_in_a_comparison(admin_client, backend):
+    hour_ago = timezone.now() - timedelta(hours=1)
+    run = stored_run(backend, status="running", started_at=hour_ago, attempt_started_at=hour_ago)
+    add_steps(run, 100, 6000, hour_ago)
+    backend.states.save_state(run.id, {}, "the newest", attempt=1)
+
+    page = text_of(admin_client, page_of(run))
+    compared = text_of(admin_client, url_of("compare", run, run.pk))
+
+    assert "6,001 steps in 1 attempt" in page
+    assert "of 6,001 steps" not in page
+    assert "the newest" in page.split("Timeline")[1]
+    assert "stalled" not in page
+    assert ">the newest<" in compared
+    assert compared.split(">node-0<")[1].split("<td>")[1].startswith("857<")
+
+
+def test_a_timeline_that_shows_the_first_steps_alone_says_so(admin_client, backend):
+    hour_ago = timezone.now() - timedelta(hours=1)
+    run = stored_run(backend, status="running", started_at=hour_ago, attempt_started_at=hour_ago)
+    add_steps(run, 100, 20_001, hour_ago)
+    backend.states.save_state(run.id, {}, "the newest", attempt=1)
+
+    text = text_of(admin_client, page_of(run))
+
+    assert "The first 20,000 of 20,002 steps." in text
+    assert "stalled" not in text
 
 
 def test_pruned_states_and_large_ones_are_shown(admin_client, backend):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Unpack
 
 from django.utils.translation import gettext as _
@@ -12,6 +13,7 @@ from workflow_storage.admin import selection
 from workflow_storage.admin.diffs import diff_block
 from workflow_storage.admin.rendering import (
     cost_text,
+    count_text,
     duration_text,
     exact_time,
     exception_line,
@@ -26,10 +28,13 @@ from workflow_storage.admin.rendering import (
 )
 from workflow_storage.admin.timeline import timeline
 from workflow_storage.admin.trees import json_tree
+from workflow_storage.base import step_of
 from workflow_storage.exceptions import DamagedStateError, RunNotFoundError
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from django.http import HttpRequest
     from django.utils.safestring import SafeString
 
@@ -37,8 +42,8 @@ if TYPE_CHECKING:
     from workflow_storage.base import Attempt, Checkpoint, RunFilters, Step, StorageBackend
     from workflow_storage.models import WorkflowRun
 
-SHOWN_STEPS = 5000
-"""Steps that the timeline of a run reads, at most."""
+SHOWN_STEPS = 20_000
+"""Steps that the timeline of a run reads, at most: in 0.2 seconds."""
 
 RELATED = 20
 """Children and forks of a run that its page names."""
@@ -96,6 +101,8 @@ class Pages(Protocol):
 
     def newer_run(self, run: WorkflowRun) -> WorkflowRun | None: ...
 
+    def newest_step(self, run: WorkflowRun) -> Step | None: ...
+
     def brief_runs(
         self, limit: int, before: WorkflowRun | None = None, **filters: Unpack[RunFilters]
     ) -> list[WorkflowRun]: ...
@@ -123,7 +130,8 @@ class RunPage:
     @cached_property
     def badge(self) -> SafeString:
         """The status."""
-        self.run.newest_state_at = self.steps[-1]["created_at"] if self.steps else None  # type: ignore[attr-defined]
+        if self.run.status == RunStatus.RUNNING:
+            self.run.newest_state_at = self._newest_state_at  # type: ignore[attr-defined]
         return status_badge(self.run, self._admin.mark_of(self.run))
 
     @cached_property
@@ -149,9 +157,12 @@ class RunPage:
 
     @property
     def _last_sign(self) -> Any:
-        newest = self.steps[-1]["created_at"] if self.steps else None
-        signs = (self.run.attempt_started_at, self.run.heartbeat_at, newest)
+        signs = (self.run.attempt_started_at, self.run.heartbeat_at, self._newest_state_at)
         return max((sign for sign in signs if sign is not None), default=None)
+
+    @property
+    def _newest_state_at(self) -> datetime | None:
+        return self.newest_step["created_at"] if self.newest_step else None
 
     @cached_property
     def labels(self) -> SafeString:
@@ -189,9 +200,15 @@ class RunPage:
         return text_block(text) if text != self.error_head else ""
 
     @cached_property
-    def steps(self) -> list[Step]:
-        """The steps without their states, as many as a page reads."""
-        return list(itertools.islice(self._states.iter_steps(self.run.id), SHOWN_STEPS))
+    def newest_step(self) -> Step | None:
+        """The newest step, from a database without its state."""
+        if self._admin.store.alias is not None:
+            return self._admin.newest_step(self.run)
+        checkpoint, damage = self._newest
+        if damage is not None:
+            steps = self._states.iter_steps(self.run.id, after=damage.step - 1)
+            return next(iter(deque(steps, maxlen=1)), None)
+        return step_of(checkpoint) if checkpoint else None
 
     @cached_property
     def attempts(self) -> list[Attempt]:
@@ -223,18 +240,36 @@ class RunPage:
             for one in self.attempts
         ]
 
-    @cached_property
+    @property
     def timeline(self) -> SafeString | str:
         """The timeline of the nodes, for who may see them."""
+        return self._timeline[0]
+
+    @property
+    def timeline_note(self) -> str:
+        """How many steps it shows, if that is not all of them."""
+        return self._timeline[1]
+
+    @cached_property
+    def _timeline(self) -> tuple[SafeString | str, str]:
         if not self.sees_states:
-            return ""
-        return timeline(
+            return "", ""
+        steps = iter(self._states.iter_steps(self.run.id))
+        shown = timeline(
             self.run,
-            self.steps,
+            islice(steps, SHOWN_STEPS),
             self.attempts,
             step_url=self._state_url,
             page_url=self._steps_url,
         )
+        following = next(steps, None)
+        if following is None or self.newest_step is None:
+            return shown, ""
+        total = SHOWN_STEPS + self.newest_step["step"] - following["step"] + 1
+        return shown, _("The first %(shown)s of %(total)s steps.") % {
+            "shown": count_text(SHOWN_STEPS),
+            "total": count_text(total),
+        }
 
     def all_steps(self, first: int) -> SafeString:
         """Return a page of the table of all steps, from the step of a number on."""
@@ -258,23 +293,22 @@ class RunPage:
         return self._admin.view_url("state", self.run.pk, step)
 
     @cached_property
-    def _newest(self) -> tuple[Checkpoint | None, str]:
-        if not self.sees_states:
-            return None, ""
+    def _newest(self) -> tuple[Checkpoint | None, DamagedStateError | None]:
         try:
-            return self._states.get_latest_checkpoint(self.run.id), ""
+            return self._states.get_latest_checkpoint(self.run.id), None
         except DamagedStateError as exc:
-            return None, str(exc)
+            return None, exc
 
     @property
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, for who may see states."""
-        return self._newest[0]
+        return self._newest[0] if self.sees_states else None
 
     @property
     def latest_damage(self) -> str:
         """Why the newest checkpoint cannot be read, if it cannot."""
-        return self._newest[1]
+        damage = self._newest[1] if self.sees_states else None
+        return "" if damage is None else str(damage)
 
     @cached_property
     def latest_tree(self) -> SafeString | str:

@@ -25,17 +25,26 @@ from workflow_storage.admin.rendering import (
     status_badge,
     tokens_text,
 )
-from workflow_storage.admin.run_page import FIRST, SHOWN_STEPS, RunPage
+from workflow_storage.admin.run_page import FIRST, RunPage
 from workflow_storage.admin.selection import selection_of
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
+from workflow_storage.base import Step
+from workflow_storage.backends.orm.names import workflow_names
 from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.factory import configured_alias, create_storage_backend
 from workflow_storage.filters import valid_filters
 from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.serialization import json_size
 from workflow_storage.status import RunStatus
-from workflow_storage.validation import MAX_COUNT, PAYLOADS, is_possible_id, run_fields
+from workflow_storage.validation import (
+    MAX_COUNT,
+    MAX_WORKFLOW_NAME,
+    PAYLOADS,
+    is_possible_id,
+    is_possible_name,
+    run_fields,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +85,7 @@ class RunViews:
         wrap = self.admin_site.admin_view
         views: list[tuple[str, Any, str]] = [
             ("overview/", self.overview_view, "overview"),
+            ("workflows/", self.workflows_view, "workflows"),
             ("<path:object_id>/states/<int:step>/", self.state_view, "state"),
             ("<path:object_id>/states/<int:step>/file/", self.state_file_view, "state_file"),
             ("<path:object_id>/states/", self.state_of_view, "states"),
@@ -136,6 +146,12 @@ class RunViews:
         found: WorkflowRun | None = later.annotate(newest_state_at=_newest_state_at()).first()
         return found
 
+    def newest_step(self, run: WorkflowRun) -> Step | None:
+        """Return the newest step of a run in a database, without reading its state."""
+        states = ExecutionState._base_manager.using(configured_alias()).filter(run_id=run.pk)
+        rows: Any = states.order_by("-step").values(*Step.__annotations__)[:1]
+        return next(iter(rows), None)
+
     def _run(self, request: HttpRequest, object_id: str, *, states: bool = False) -> WorkflowRun:
         """Return the run of a page, if there is one and the user may see it.
 
@@ -189,6 +205,15 @@ class RunViews:
             "media": self.media,  # type: ignore[attr-defined]
         }
         return self._response(request, "overview.html", {**around, **context})
+
+    def workflows_view(self, request: HttpRequest) -> HttpResponse:
+        """Send the first names of workflows that begin as is asked for; none without a database."""
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        beginning, alias = request.GET.get("beginning", ""), self.store.alias
+        is_possible = not beginning or is_possible_name("beginning", beginning, MAX_WORKFLOW_NAME)
+        names = workflow_names(alias, beginning) if alias is not None and is_possible else []
+        return JsonResponse({"names": names})
 
     def state_of_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Lead to the page of the step that is asked for, or of the newest one."""
@@ -372,8 +397,6 @@ class RunViews:
                     value = step[name]  # type: ignore[literal-required]
                     if value is not None:
                         total[place] = (total[place] or 0) + value
-                if step["step"] >= SHOWN_STEPS:
-                    break
             totals.append(of_run)
         rows = []
         for name in names:
