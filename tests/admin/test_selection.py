@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.urls import reverse
 from django.utils import timezone
 
@@ -268,6 +269,32 @@ def test_workflows_are_suggested_from_the_index(found, backend):
     found()
     assert '<option value="w00">' in found.text
     assert found.text.count('<option value="w') == 50
+
+
+def test_workflows_are_suggested_by_their_beginning(admin_client, client, backend):
+    for number in range(70):
+        stored_run(backend, workflow_name=f"w{number:02}")
+    stored_run(backend, workflow_name="z%é")
+    url = reverse("admin:workflow_storage_run_workflows")
+
+    def names(beginning):
+        return admin_client.get(url, {"beginning": beginning}).json()["names"]
+
+    assert names("") == [f"w{number:02}" for number in range(50)]
+    assert names("w6") == [f"w{number}" for number in range(60, 70)]
+    assert names("z%é") == ["z%é"]
+    for nothing in ("none", "w\0", "w" * 1000):
+        assert names(nothing) == []
+    user = get_user_model().objects.create_user("nobody", is_staff=True)
+    client.force_login(user)
+    assert client.get(url).status_code == 403
+
+
+def test_the_workflow_filter_asks_for_suggestions(found, backend):
+    stored_run(backend, workflow_name="invoices")
+    found()
+    url = reverse("admin:workflow_storage_run_workflows")
+    assert f'list="workflow-storage-workflow" data-suggest="{url}"' in found.text
 
 
 def test_a_failed_run_says_where_and_why_and_a_running_one_where_it_is(

@@ -5,9 +5,11 @@ They only show what can be chosen; the list itself carries out the selection.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
+from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.admin import selection
@@ -139,6 +141,7 @@ class FormFilter(SelectionFilter):
                     "type": kind,
                     "values": self.values(name) or [""],
                     "suggestions": self.suggestions(changelist, name),
+                    "suggestions_url": self.suggestions_url(changelist, name),
                 }
                 for name, label, kind in self.fields
             ],
@@ -147,6 +150,10 @@ class FormFilter(SelectionFilter):
     def suggestions(self, changelist: ChangeList, name: str) -> list[str]:
         """Return what a field offers while it is filled in."""
         return []
+
+    def suggestions_url(self, changelist: ChangeList, name: str) -> str:
+        """Return the address that tells what begins as a field is filled in; nothing without one."""
+        return ""
 
 
 class TimeFilter(FormFilter):
@@ -177,6 +184,13 @@ class WorkflowFilter(FormFilter):
         """Return the first names of workflows there are."""
         names: list[str] = getattr(changelist, "workflow_names", [])
         return names
+
+    def suggestions_url(self, changelist: ChangeList, name: str) -> str:
+        """Return the address that tells the names that begin so, of which there can be thousands."""
+        with suppress(NoReverseMatch):
+            site = changelist.model_admin.admin_site.name
+            return reverse(f"{site}:workflow_storage_run_workflows")
+        return ""
 
 
 class LabelFilter(FormFilter):

@@ -29,8 +29,8 @@ from workflow_storage.admin.run_page import FIRST, RunPage
 from workflow_storage.admin.selection import selection_of
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
-from workflow_storage.base import Step
 from workflow_storage.backends.orm.names import workflow_names
+from workflow_storage.base import Step
 from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.factory import configured_alias, create_storage_backend
 from workflow_storage.filters import valid_filters

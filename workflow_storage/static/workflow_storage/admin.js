@@ -93,6 +93,28 @@
     details.querySelector("summary").focus();
   });
 
+  // The names that begin as what is written; without an answer, those that were there stay.
+  for (const input of document.querySelectorAll("input[data-suggest]")) {
+    let timer;
+    input.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(async () => {
+        const beginning = input.value;
+        const url = new URL(input.dataset.suggest, location.href);
+        url.searchParams.set("beginning", beginning);
+        try {
+          const response = await fetch(url, { headers: { Accept: "application/json" } });
+          if (!response.ok || response.redirected) return;
+          const { names } = await response.json();
+          if (input.value !== beginning) return;
+          input.list.replaceChildren(...names.map((name) => new Option(name, name)));
+        } catch {
+          // Suggestions are a help only.
+        }
+      }, 150);
+    });
+  }
+
   for (const form of document.querySelectorAll(".workflow-storage-slider")) {
     const slider = form.querySelector("input[type=range]");
     const output = form.querySelector("output");
