@@ -3,6 +3,7 @@
 import pytest
 from django.contrib.auth.models import Permission
 from django.urls import reverse
+from django.utils import timezone
 
 from tests.admin.conftest import RUNS, add_runs, page_of
 from tests.browser.conftest import check, follow, sideways
@@ -103,6 +104,42 @@ def test_the_filter_of_workflows_suggests_their_names(opened, stored):
         workflow.get_by_label("Whole name").press("Enter")
 
     assert workflows(page) == {"approvals"}
+    check(page)
+
+
+def test_names_are_suggested_by_what_is_written_so_far(opened, stored):
+    WorkflowRun.objects.bulk_create(
+        WorkflowRun(id=f"run-{n}", workflow_name=f"many-{n:03}", started_at=timezone.now())
+        for n in range(120)
+    )
+    page = opened(reverse(RUNS))
+    workflow = choose(page, "Workflow")
+    options = workflow.locator("datalist option")
+    assert workflow.locator("datalist option[value=many-119]").count() == 0
+
+    with page.expect_response("**/workflows/?beginning=many-11"):
+        workflow.get_by_label("Whole name").press_sequentially("many-11")
+    workflow.locator("datalist option[value=many-119]").wait_for(state="attached")
+
+    assert options.evaluate_all("all => all.map(one => one.value)") == [
+        f"many-11{n}" for n in range(10)
+    ]
+    check(page)
+
+
+def test_the_list_is_ordered_by_what_is_chosen_and_the_search_keeps_the_order(opened, stored):
+    page = opened(reverse(RUNS) + "?since=7d&status__exact=failed&status__exact=completed")
+
+    follow(page.locator(".workflow-storage-order").get_by_role("link", name="duration"))
+    assert page.locator(".workflow-storage-order [aria-current]").inner_text() == "duration"
+    check(page)
+    page.locator("#searchbar").fill("invoices")
+    with page.expect_navigation():
+        page.locator("#searchbar").press("Enter")
+
+    for kept in ("sort=duration", "since=7d", "status__exact=failed", "status__exact=completed"):
+        assert kept in page.url
+    assert workflows(page) == {"invoices"}
     check(page)
 
 
