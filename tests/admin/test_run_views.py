@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from tests.admin.conftest import RUNS, page_of
-from workflow_storage import ExecutionState, fork_run
+from workflow_storage import ExecutionState, create_storage_backend, fork_run
 from workflow_storage.testing import changed_state, stored_run
 
 pytestmark = pytest.mark.django_db
@@ -327,7 +327,39 @@ def test_a_running_run_tells_what_changed_until_it_has_ended(admin_client, backe
     assert "node-1" not in first["regions"]["progress"]
     assert "node-1" in second["regions"]["progress"]
     assert "completed" in last["regions"]["head"]
+    assert len({data["version"] for data in (first, second, last)}) == 3
     assert "data-live" not in text_of(admin_client, page_of(run))
+
+
+@pytest.mark.parametrize("url", ["default", "redis"])
+def test_a_state_that_the_browser_shows_is_not_sent_again(
+    admin_client, request, settings, backend, url
+):
+    if url == "redis":
+        settings.WORKFLOW_STORAGE = request.getfixturevalue("redis_url")
+        backend = create_storage_backend()
+    run = stored_run(backend, id=f"shown in {url}", status="running")
+    backend.states.save_state(run.id, {"the state": "x" * 9000}, "node", attempt=1)
+    live = url_of("live", run)
+    try:
+        assert 'data-step="0"' in text_of(admin_client, page_of(run))
+        first = admin_client.get(live).json()
+        again = admin_client.get(live, {"step": first["step"]}).json()
+        backend.runs.heartbeat(run.id)
+        idle = admin_client.get(live, {"step": again["step"]}).json()
+        backend.states.save_state(run.id, {"a newer one": 1}, "node", attempt=1)
+        newer = admin_client.get(live, {"step": idle["step"]}).json()
+        beyond = admin_client.get(live, {"step": 7}).json()
+    finally:
+        backend.runs.delete(run.id)
+
+    assert "the state" in first["regions"]["latest"]
+    assert [data["step"] for data in (first, again, idle, newer, beyond)] == [0, 0, 0, 1, 1]
+    assert set(again["regions"]) == {"head", "progress"}
+    assert "the state" not in json.dumps(again)
+    assert first["version"] == again["version"] == idle["version"] != newer["version"]
+    assert "a newer one" in newer["regions"]["latest"]
+    assert "latest" in beyond["regions"]
 
 
 def test_the_overview_shows_what_the_list_is_narrowed_to(admin_client, backend):

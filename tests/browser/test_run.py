@@ -1,6 +1,7 @@
 """The page of a run in a browser: followed while it runs, compared, copied from, downloaded."""
 
 import json
+import re
 
 import pytest
 from django.contrib.auth.models import Permission
@@ -12,6 +13,7 @@ from workflow_storage import create_storage_backend
 
 pytestmark = pytest.mark.slow
 
+LIVE = re.compile(r"/live/\?step=\d*$")
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
 
 
@@ -38,7 +40,7 @@ def followed(opened, stored):
 def go_on(page, times=1):
     """Let the time pass in which a page asks once how its run is."""
     for _ in range(times):
-        with page.expect_response("**/live/"):
+        with page.expect_response(LIVE):
             page.clock.run_for(2000)
 
 
@@ -100,15 +102,16 @@ def test_nothing_is_asked_for_in_a_tab_that_nobody_sees(followed, stored, backen
     page.clock.run_for(60_000)
     assert len(page.asked) == 1
     page.evaluate("delete document.hidden")
-    with page.expect_response("**/live/"):
+    with page.expect_response(LIVE):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
     assert len(page.asked) == 2
     check(page)
 
 
-def test_a_run_that_waits_is_asked_for_less_and_less(followed, stored):
-    page = followed(stored.waiting)
+@pytest.mark.parametrize("name", ["waiting", "running"])
+def test_a_run_without_news_is_asked_for_less_and_less(followed, stored, name):
+    page = followed(getattr(stored, name))
 
     for _ in range(60):
         page.clock.run_for(2000)

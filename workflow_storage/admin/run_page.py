@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import cached_property
+from hashlib import blake2s
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Unpack
 
@@ -117,13 +118,21 @@ class RunPage:
         model_admin: the admin that shows it.
         request: who looks.
         run: the run.
+        known_step: the step whose state the browser already shows, if it shows one.
     """
 
-    def __init__(self, model_admin: Pages, request: HttpRequest, run: WorkflowRun) -> None:
+    def __init__(
+        self,
+        model_admin: Pages,
+        request: HttpRequest,
+        run: WorkflowRun,
+        known_step: int | None = None,
+    ) -> None:
         self.run = run
         self.sees_states = model_admin.may_view_states(request)
         self.mask = model_admin.mask(request)
         self._admin = model_admin
+        self._known_step = known_step
         self._request = request
         self._runs, self._states = model_admin.store
 
@@ -201,14 +210,37 @@ class RunPage:
 
     @cached_property
     def newest_step(self) -> Step | None:
-        """The newest step, from a database without its state."""
+        """The newest step, without its state where that can be read so."""
         if self._admin.store.alias is not None:
             return self._admin.newest_step(self.run)
+        if self._known_step is not None and (newest := self._last_from(self._known_step)):
+            return newest
         checkpoint, damage = self._newest
         if damage is not None:
-            steps = self._states.iter_steps(self.run.id, after=damage.step - 1)
-            return next(iter(deque(steps, maxlen=1)), None)
+            return self._last_from(damage.step)
         return step_of(checkpoint) if checkpoint else None
+
+    def _last_from(self, step: int) -> Step | None:
+        steps = self._states.iter_steps(self.run.id, after=step - 1)
+        return next(iter(deque(steps, maxlen=1)), None)
+
+    @property
+    def version(self) -> str:
+        """What another look at the run is compared by: all but what time and heartbeats change."""
+        run = self.run
+        shown = (
+            self.badge,
+            run.attempt,
+            run.current_node if self.sees_states else None,
+            run.waiting_for,
+            run.error_message,
+            run.duration_seconds,
+            run.total_tokens,
+            run.total_cost_usd,
+            run.labels,
+            self.newest_step,
+        )
+        return blake2s(repr(shown).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     @cached_property
     def attempts(self) -> list[Attempt]:
@@ -309,6 +341,16 @@ class RunPage:
         """Why the newest checkpoint cannot be read, if it cannot."""
         damage = self._newest[1] if self.sees_states else None
         return "" if damage is None else str(damage)
+
+    @property
+    def shown_step(self) -> int | None:
+        """The step whose state is shown, or said to be damaged."""
+        if not self.sees_states:
+            return None
+        checkpoint, damage = self._newest
+        if damage is not None:
+            return damage.step
+        return checkpoint["step"] if checkpoint else None
 
     @cached_property
     def latest_tree(self) -> SafeString | str:

@@ -413,17 +413,29 @@ class RunViews:
         return rows
 
     def live_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Send the regions of the page of a run that change while it goes on."""
+        """Send the regions of the page of a run that change while it goes on.
+
+        Its newest state is left out if it is that of the ``step`` which the browser shows.
+        """
         run = self._run(request, object_id)
-        page = RunPage(self, request, run)  # type: ignore[arg-type]
+        step = _number(request.GET.get("step", ""))
+        page = RunPage(self, request, run, known_step=step)  # type: ignore[arg-type]
+        is_known = page.newest_step is not None and page.newest_step["step"] == step
+        names = ["head", "progress", *["latest"] * (page.sees_states and not is_known)]
         regions = {
             name: render_to_string(
                 f"admin/workflow_storage/run_{name}.html", {"page": page, "run": run}, request
             )
-            for name in ("head", "progress")
+            for name in names
         }
         return JsonResponse(
-            {"ended": RunStatus(run.status).is_terminal, "status": run.status, "regions": regions}
+            {
+                "ended": RunStatus(run.status).is_terminal,
+                "status": run.status,
+                "version": page.version,
+                "step": step if is_known else page.shown_step,
+                "regions": regions,
+            }
         )
 
 

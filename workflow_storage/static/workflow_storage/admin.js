@@ -148,7 +148,12 @@
   if (page) follow(page);
 
   function follow(page) {
+    const url = new URL(page.dataset.live, location.href);
+    const regions = {};
     let wait = 2000;
+    let version;
+    // Of the newest state that was sent, which can be large and is not sent again.
+    let step = page.dataset.step;
     const again = () => setTimeout(refresh, wait);
     async function refresh() {
       if (document.hidden) {
@@ -157,7 +162,8 @@
       }
       let data;
       try {
-        const response = await fetch(page.dataset.live, { headers: { Accept: "application/json" } });
+        url.searchParams.set("step", step);
+        const response = await fetch(url, { headers: { Accept: "application/json" } });
         if (response.status === 403 || response.status === 404 || response.redirected) return;
         data = await response.json();
       } catch {
@@ -166,8 +172,12 @@
         return;
       }
       // What has stood still for long, such as a run that waits, is asked for less often.
-      const changed = Object.entries(data.regions).map(([name, html]) => show(name, html));
-      wait = changed.includes(true) ? 2000 : Math.min(wait * 1.5, 30000);
+      Object.assign(regions, data.regions);
+      const shown = Object.entries(regions).map(([name, html]) => show(name, html));
+      const isNew = version !== data.version || shown.includes(false);
+      wait = isNew ? 2000 : Math.min(wait * 1.5, 30000);
+      version = data.version;
+      step = data.step ?? "";
       if (!data.ended) again();
       else page.querySelector(".workflow-storage-ended").hidden = false;
     }
@@ -177,13 +187,14 @@
   // By region, what the server said last.
   const shown = new Map();
 
+  // Returns whether it is there now.
   function show(name, html) {
     const region = document.querySelector(`[data-region="${name}"]`);
-    if (!region || shown.get(name) === html) return false;
+    if (!region || shown.get(name) === html) return true;
     // What somebody has selected, or stands on, is not taken away; the next answer is soon enough.
     const selection = getSelection();
     const isRead = !selection.isCollapsed && selection.containsNode(region, true);
-    if (isRead || region.contains(document.activeElement)) return true;
+    if (isRead || region.contains(document.activeElement)) return false;
     const open = new Map([...region.querySelectorAll("details")].map((it) => [named(it), it.open]));
     shown.set(name, html);
     region.innerHTML = html;
