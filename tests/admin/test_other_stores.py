@@ -78,6 +78,15 @@ def test_what_only_a_database_can_tell_is_said(admin_client, store):
     assert "which finds runs by status, workflow, label, parent and start only" in text
 
 
+def test_no_order_and_no_suggestions_are_offered(admin_client, store):
+    text = found(admin_client)[1]
+    assert 'name="workflow"' in text
+    assert "sort=duration" not in text
+    assert "data-suggest" not in text
+    names = admin_client.get(reverse("admin:workflow_storage_run_workflows")).json()
+    assert names == {"names": []}
+
+
 def test_older_runs_are_on_further_pages(admin_client, store, monkeypatch):
     for number in range(60):
         stored_run(store, id=f"more-{number:02}")
