@@ -1,5 +1,6 @@
 """The commands as real processes: in terminals of any width, in pipes, in any encoding, stopped."""
 
+import os
 import re
 import signal
 import subprocess
@@ -152,6 +153,36 @@ def test_every_reader_may_stop_reading(stored, sqlite_url, command):
     for number in range(300):
         stored.states.save_state(FIRST, {"text": "x" * 2000}, f"{number:0100}")
     assert_head_is_quiet(*command, "--backend", sqlite_url)
+
+
+def unread(*arguments):
+    """Return the exit code of a command whose output, of both kinds, nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(
+            [*MANAGE, *arguments],
+            cwd=ROOT,
+            stdout=write,
+            stderr=write,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        ).returncode
+    finally:
+        os.close(write)
+
+
+@pytest.mark.slow
+def test_what_changes_runs_is_done_though_nobody_reads_it(source, target, sqlite_url, redis_url):
+    ended = stored_run(source, status="failed")
+    stored_run(source, id="open", status="running")
+
+    assert unread("copy_runs", "--from", sqlite_url, "--to", redis_url) == 0
+    assert unread("update_runs", "cancel", ended.id, "open", "--no-input", "--backend", sqlite_url)
+    assert source.runs.get("open").status == "cancelled"
+    assert unread("prune_runs", "--older-than=0s", "--no-input", "--backend", sqlite_url) == 0
+    assert (source.runs.count_runs(), target.runs.count_runs()) == (0, 2)
 
 
 @pytest.mark.slow

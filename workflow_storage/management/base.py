@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from workflow_storage.exceptions import RunNotFoundError, StorageError
 from workflow_storage.factory import create_storage_backend, missing_file
 from workflow_storage.management.arguments import add_backend
-from workflow_storage.management.output import Output, add_format
+from workflow_storage.management.output import Output, add_format, leave_unread, unbreakable
 from workflow_storage.management.text import one_line, writable
 
 if TYPE_CHECKING:
@@ -60,12 +59,16 @@ class StoreCommand(BaseCommand):
         except BrokenPipeError:
             if not self._called_from_command_line:  # type: ignore[attr-defined]
                 raise
-            # Whoever read it has enough. What is still to be written at the exit goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave_unread(self.stdout)  # whoever read it has enough
             sys.exit(self.code_of_broken_pipe())
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do what the command is for."""
+        of_process: bool = self._called_from_command_line  # type: ignore[attr-defined]
+        # A complaint that nobody reads is no reason to stop.
+        self.stderr = unbreakable(self.stderr, is_of_process=of_process)
+        if self.goes_on_unread(options):
+            self.stdout = unbreakable(self.stdout, is_of_process=of_process)
         self.carry_out(options)
 
     def carry_out(self, options: dict[str, Any]) -> None:
@@ -75,6 +78,13 @@ class StoreCommand(BaseCommand):
     def interruption(self) -> str:
         """Return what is said after Ctrl-C: what was done, and how to go on."""
         return "Interrupted."
+
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return whether it goes on without output if nobody reads any further.
+
+        So does what changes something, which is not to be left half done by ``| head``.
+        """
+        return False
 
     def code_of_broken_pipe(self) -> int:
         """Return the exit code if nobody reads any further, as ``head`` does."""

@@ -14,8 +14,9 @@ import os
 import shutil
 from argparse import ArgumentTypeError
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
+from django.core.management.base import OutputWrapper
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
@@ -33,8 +34,6 @@ from workflow_storage.management.text import one_line, writable
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from django.core.management.base import OutputWrapper
 
 FORMATS = ("table", "json", "jsonl", "csv")
 
@@ -77,6 +76,54 @@ def add_format(parser: ArgumentParser) -> None:
         default="table",
         help="table for people, the others for programs. Default: table.",
     )
+
+
+class UnbreakableStream:
+    """A stream that drops its text once nobody reads any further, where others raise.
+
+    Args:
+        stream: where the text goes.
+        is_of_process: whether the process ends with the command, and flushes it once more.
+    """
+
+    def __init__(self, stream: OutputWrapper, *, is_of_process: bool) -> None:
+        self._stream = stream
+        self._is_of_process = is_of_process
+        self._is_read = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Write a text as it is."""
+        self._do(lambda: self._stream.write(text, ending="", style_func=str))
+
+    def flush(self) -> None:
+        """Hand on what is still held."""
+        self._do(self._stream.flush)
+
+    def _do(self, action: Callable[[], object]) -> None:
+        if not self._is_read:
+            return
+        try:
+            action()
+        except BrokenPipeError:
+            self._is_read = False
+            if self._is_of_process:
+                leave_unread(self._stream)
+
+
+def unbreakable(stream: OutputWrapper, *, is_of_process: bool) -> OutputWrapper:
+    """Return what writes to a stream for as long as somebody reads it."""
+    inner = UnbreakableStream(stream, is_of_process=is_of_process)
+    wrapped = OutputWrapper(cast("TextIO", inner))
+    wrapped.style_func = stream.style_func
+    return wrapped
+
+
+def leave_unread(stream: OutputWrapper) -> None:
+    """Let what is still to be written at the exit of the process go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Output:

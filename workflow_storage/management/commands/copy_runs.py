@@ -80,6 +80,10 @@ class Command(TransferCommand):
         copied = copy_runs(source, target, move=options["move"], **filters)
         self.report(copied, total, "copied", options)
 
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return True."""
+        return True
+
     def is_news(self, complaint: str) -> bool:
         """Whether to show a complaint: while it is watched, once."""
         if complaint in self._complaints:

@@ -140,6 +140,10 @@ class Command(LongCommand, StorageCommand):
         if output.is_table:
             self.say(f"{counted(self._deleted, self._noun)} deleted.", options)
 
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return True, unless nothing is changed."""
+        return not options["dry_run"]
+
     def interruption(self) -> str:
         """Return what was done, and how to go on."""
         if self._archive and not self._deleted:

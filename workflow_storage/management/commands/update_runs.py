@@ -108,6 +108,10 @@ class Command(LongCommand, StorageCommand):
         if refused:
             raise CommandError(f"{counted(refused, 'run')} could not be; see above.")
 
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return True, unless nothing is changed."""
+        return not options["dry_run"]
+
     def interruption(self) -> str:
         """Return what was done."""
         done = ACTIONS.get(self._action, "changed")
