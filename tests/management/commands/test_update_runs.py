@@ -107,6 +107,19 @@ def test_what_does_not_go_together_is_said(source, sqlite_url, arguments, messag
         update(sqlite_url, *arguments)
 
 
+@pytest.mark.parametrize(
+    "selection",
+    [{"label": {}}, {"label": []}, {"workflow": []}, {"status": []}, {"workflow": [], "label": {}}],
+    ids=str,
+)
+def test_an_empty_selection_is_refused_and_nothing_is_changed(source, sqlite_url, selection):
+    stored_run(source, id="open", status="running")
+    with pytest.raises(CommandError, match="or else select them") as caught:
+        update(sqlite_url, "cancel", **selection)
+    assert caught.value.returncode == 2
+    assert statuses(source) == {"open": "running"}
+
+
 def test_more_than_one_run_is_not_changed_unasked(source, sqlite_url):
     for _ in range(2):
         stored_run(source, workflow_name="a")

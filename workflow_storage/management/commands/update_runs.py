@@ -188,7 +188,8 @@ def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator
     """
     named = options["run_ids"] or []
     filters = selection_of(options)
-    if bool(named) == any(value is not None for value in filters.values()):
+    # An empty list selects nothing, however the caller came by it; never all runs.
+    if bool(named) == any(filters.values()):
         raise usage_error(
             "Name runs by their ids, or else select them with --workflow and the like."
         )
