@@ -59,9 +59,15 @@ class Server:
             if self.is_postgres
             else "SELECT id FROM information_schema.processlist WHERE db = %s"
         )
-        with self.cursor(of_server=True) as cursor:
-            cursor.execute(query, [self.database])
-            return {number for (number,) in cursor.fetchall()}
+        while True:
+            try:
+                with self.cursor(of_server=True) as cursor:
+                    cursor.execute(query, [self.database])
+                    return {number for (number,) in cursor.fetchall()}
+            except Exception as exc:
+                # MySQL 9 stumbles over statements of others that hold bytes (error 3854).
+                if exc.args[:1] != (3854,):
+                    raise
 
     def wait_for_sessions(self, count):
         """Wait until there are so many, for a server takes note of an end a moment later."""
