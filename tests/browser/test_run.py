@@ -7,7 +7,7 @@ import pytest
 from django.contrib.auth.models import Permission
 
 from tests.admin.conftest import page_of
-from tests.browser.conftest import check, follow
+from tests.browser.conftest import PROBLEMS, check, follow
 from tests.browser.samples import SECRET, view
 from workflow_storage import create_storage_backend
 
@@ -60,6 +60,28 @@ def test_a_running_run_is_followed_until_it_ends(followed, stored, backend):
     page.clock.run_for(600_000)
     assert len(page.asked) == 2
     check(page)
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(followed, stored, backend):
+    page = followed(stored.running)
+
+    backend.runs.delete(stored.running.id)
+    go_on(page)
+
+    page.get_by_role("status").get_by_text("The run is not there any more.").wait_for()
+    page.clock.run_for(600_000)
+    assert len(page.asked) == 1
+    assert all("404" in problem for problem in PROBLEMS[page])
+
+
+def test_who_is_logged_out_while_following_a_run_is_asked_to_log_in_again(followed, stored):
+    page = followed(stored.running)
+
+    page.context.clear_cookies()
+    go_on(page)
+    follow(page.get_by_role("status").get_by_role("link", name="Log in again"))
+
+    assert "/login/" in page.url
 
 
 def test_what_is_unfolded_and_copied_from_stays_so_while_a_run_goes_on(followed, stored, backend):

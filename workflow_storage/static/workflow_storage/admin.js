@@ -150,6 +150,12 @@
   function follow(page) {
     const url = new URL(page.dataset.live, location.href);
     const regions = {};
+    const ended = page.querySelector(".workflow-storage-ended");
+    const link = ended.querySelector("a");
+    const stop = (why) => {
+      ended.replaceChildren(why);
+      ended.hidden = false;
+    };
     let wait = 2000;
     let version;
     // Of the newest state that was sent, which can be large and is not sent again.
@@ -164,7 +170,11 @@
       try {
         url.searchParams.set("step", step);
         const response = await fetch(url, { headers: { Accept: "application/json" } });
-        if (response.status === 403 || response.status === 404 || response.redirected) return;
+        if (response.status === 404) return stop(ended.dataset.wordGone);
+        if (response.status === 403 || response.redirected) {
+          link.textContent = ended.dataset.wordLogIn;
+          return stop(link);
+        }
         data = await response.json();
       } catch {
         wait = Math.min(wait * 2, 60000);
@@ -179,7 +189,7 @@
       version = data.version;
       step = data.step ?? "";
       if (!data.ended) again();
-      else page.querySelector(".workflow-storage-ended").hidden = false;
+      else ended.hidden = false;
     }
     again();
   }
