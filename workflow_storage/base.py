@@ -884,6 +884,12 @@ class StorageBackend(_Repositories):
         """
         return []
 
+    def newest_ids(
+        self, *, before: WorkflowRun | None, limit: int, **filters: Unpack[RunFilters]
+    ) -> list[str]:
+        """Return the ids of the runs that `list_runs` lists, also of runs that cannot be read."""
+        return [run.id for run in self.runs.list_runs(before=before, limit=limit, **filters)]
+
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         """Yield what is wrong with the store, and with runs that no list would show.
 

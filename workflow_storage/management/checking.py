@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflow_storage.exceptions import DamagedStateError, RunNotFoundError
+from workflow_storage.base import Damage
+from workflow_storage.exceptions import (
+    DamagedStateError,
+    RunNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
-from workflow_storage.validation import equal_runs
+from workflow_storage.validation import equal_runs, run_fields, valid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,6 +20,9 @@ if TYPE_CHECKING:
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.models import WorkflowRun
+
+UNREADABLE = (StorageError, ArithmeticError, AttributeError, TypeError, ValueError)
+"""What reading a run that is damaged raises: the drivers, and Django, say nothing of their own."""
 
 TRIES = 3
 """How often a run is looked at that is changed meanwhile."""
@@ -30,12 +39,13 @@ def problems_of(
         count: told how many states have been looked at.
     """
     for _ in range(TRIES):
+        damaged = damaged_fields(run)
         try:
-            problems = [
-                *_of_times(run),
-                *_of_attempts(backend, run),
-                *_of_states(backend, run, count),
-            ]
+            problems = [f"its {name} cannot be right: {value!r:.100}" for name, value in damaged]
+            if not damaged:
+                problems += [*_of_times(run), *_of_attempts(backend, run)]
+            if not {"attempt", "forked_from_step"} & dict(damaged).keys():
+                problems += _of_states(backend, run, count)
         except RunNotFoundError:
             return []
         if not problems:
@@ -43,10 +53,32 @@ def problems_of(
         now = backend.runs.get(run.id)
         if now is None:
             return []
-        if equal_runs(now, run):
+        # NaN is not equal to itself.
+        if equal_runs(now, run) or (damaged and repr(damaged_fields(now)) == repr(damaged)):
             return problems
         run = now
     return []  # it is being worked on, and is looked at the next time
+
+
+def read_run(backend: StorageBackend, run_id: str) -> WorkflowRun | Damage | None:
+    """Return a run, what is wrong with it if it cannot be read, or None if there is none."""
+    try:
+        return backend.runs.get(run_id)
+    except StorageUnavailableError:
+        raise
+    except UNREADABLE as exc:
+        return Damage(run_id, f"it cannot be read: {exc}")
+
+
+def damaged_fields(run: WorkflowRun) -> list[tuple[str, Any]]:
+    """Return the fields of a run, with their values, that no run can have that was stored here."""
+    damaged = []
+    for name, value in run_fields(run).items():
+        try:
+            valid_fields({name: value})
+        except StorageError:
+            damaged.append((name, value))
+    return damaged
 
 
 def _of_times(run: WorkflowRun) -> Iterator[str]:

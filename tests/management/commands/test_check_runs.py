@@ -134,6 +134,105 @@ def test_labels_are_made_equal_to_their_index(sql_backend, sql_url, out):
     assert "0 problems" in run_command("check_runs", backend=sql_url)
 
 
+def test_runs_that_cannot_be_read_are_named_and_the_others_are_looked_at(sql_backend, sql_url, out):
+    for number in range(50):
+        stored_run(sql_backend, id=f"run-{number:02}", status="completed", workflow_name="w")
+    unreadable = [f"run-{number:02}" for number in (0, 7, 25, 26, 49)]
+    with connections[sql_backend.alias].cursor() as cursor:
+        for run_id in unreadable:
+            cursor.execute("UPDATE workflow_runs SET inputs = 'not json' WHERE id = %s", [run_id])
+        cursor.execute("UPDATE workflow_runs SET duration_seconds = -1 WHERE id = 'run-01'")
+
+    damages, failed = problems(sql_url, "--workflow=w", capture=out)
+
+    assert failed
+    assert [run_id for run_id, _, _ in damages] == [
+        *reversed(unreadable[1:]),
+        "run-01",
+        unreadable[0],
+    ]
+    assert all("it cannot be read: inputs" in one for _, one, _ in [*damages[:4], damages[5]])
+    with pytest.raises(CommandError, match="6 problems found"):
+        call_command("check_runs", backend=sql_url, stdout=out)
+    assert "50 runs with 0 states checked: 6 problems." in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("started_at", "garbage", "its started_at cannot be right: None"),
+        ("labels", "[1]", "its labels cannot be right: [1]"),
+        ("labels", '{"tenant": 1}', "its labels cannot be right: {'tenant': 1}"),
+        ("duration_seconds", "x", "its duration_seconds cannot be right: 'x'"),
+        ("total_cost_usd", "abc", "its total_cost_usd cannot be right: 'abc'"),
+        ("status", "bogus", "its status cannot be right: 'bogus'"),
+    ],
+)
+def test_fields_that_cannot_be_right_are_named(source, sqlite_url, out, field, value, problem):
+    runs = [stored_run(source, labels={"tenant": "acme"}, status="completed") for _ in range(3)]
+    source.states.save_state(runs[1].id, {"a": 1}, "node")
+    with connections[source.alias].cursor() as cursor:
+        cursor.execute(f"UPDATE workflow_runs SET {field} = %s WHERE id = %s", [value, runs[1].id])
+        cursor.execute("UPDATE workflow_runs SET duration_seconds = -1 WHERE id = %s", [runs[0].id])
+
+    damages, failed = problems(sqlite_url, "--repair", capture=out)
+
+    assert failed
+    assert {run_id for run_id, _, _ in damages} == {runs[0].id, runs[1].id}
+    (of_run,) = [one for run_id, one, _ in damages if run_id == runs[1].id]
+    assert of_run.startswith(problem)
+
+
+def test_a_number_that_is_none_is_named_once(sql_backend, sql_url, out):
+    if "postgres" not in sql_url:
+        pytest.skip("PostgreSQL alone has NaN")
+    run = stored_run(sql_backend)
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET total_cost_usd = 'NaN'")
+    damages, _ = problems(sql_url, capture=out)
+    assert damages == [(run.id, "its total_cost_usd cannot be right: nan", False)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("attempt", "x", "cannot be read: invalid literal"),
+        ("labels", "[1]", "its labels cannot be right: [1]"),
+        ("labels", "{", "cannot be read"),
+        ("status", "bogus", "its status cannot be right: 'bogus'"),
+        ("started_at", "garbage", "cannot be read"),
+    ],
+)
+def test_fields_in_redis_that_cannot_be_right_are_named(
+    redis_backend, redis_url_of, out, field, value, problem
+):
+    runs = [
+        stored_run(redis_backend, workflow_name="w", labels={"tenant": "acme"}) for _ in range(40)
+    ]
+    damaged = runs[30].id
+    for number in (29, 31):
+        redis_backend.runs.update_status(runs[number].id, "failed")
+    store = redis_backend.runs.store
+    set_field = ("HSET", f"{store.key_prefix(damaged)}:run:{damaged}", field, value)
+
+    def damage():
+        return (yield [set_field])
+
+    store.execute(damage())
+
+    for arguments in ((), ("--repair",)):
+        out.truncate(out.seek(0))
+        ((run_id, of_run, repaired),), failed = problems(redis_url_of, *arguments, capture=out)
+        assert failed
+        assert (run_id, repaired) == (damaged, False)
+        assert problem in of_run
+    selected = ("--label=tenant=acme", "--workflow=w", "--status=pending")
+    out.truncate(out.seek(0))
+    damages, failed = problems(redis_url_of, *selected, capture=out)
+    assert damages == ([(damaged, of_run, False)] if failed else [])
+    assert failed or field == "status"
+
+
 def test_tables_that_lack_an_index_are_named(source, sqlite_url, out):
     with connections[source.alias].cursor() as cursor:
         cursor.execute("DROP INDEX workflow_runs_parent")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import django.db
 from django.core.exceptions import ImproperlyConfigured
@@ -23,13 +23,14 @@ from workflow_storage.backends.orm.states import DjangoExecutionStateRepository
 from workflow_storage.base import StorageBackend
 from workflow_storage.config import database_name, project_databases, without_password
 from workflow_storage.exceptions import UnsupportedBackendError
+from workflow_storage.filters import valid_filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from django.core.checks import CheckMessage
 
-    from workflow_storage.base import Damage
+    from workflow_storage.base import Damage, RunFilters
     from workflow_storage.config import StorageConfig
     from workflow_storage.models import WorkflowRun
 
@@ -72,6 +73,11 @@ class DjangoBackend(StorageBackend):
 
     def check_indexes(self, runs: Sequence[WorkflowRun], *, repair: bool = False) -> list[Damage]:
         return self._check.labels(runs, repair=repair)
+
+    def newest_ids(
+        self, *, before: WorkflowRun | None, limit: int, **filters: Unpack[RunFilters]
+    ) -> list[str]:
+        return self._check.newest_ids(valid_filters(filters), before, limit)
 
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         yield from self._check.tables()

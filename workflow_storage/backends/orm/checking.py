@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.db import DEFAULT_DB_ALIAS
 from django.db.migrations.executor import MigrationExecutor
 
+from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
 from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.run_rows import RunRows
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from django.db.models import Model
 
     from workflow_storage.backends.orm.async_threads import AsyncThreads
+    from workflow_storage.filters import ValidFilters
 
 _MODELS: tuple[type[Model], ...] = (
     WorkflowRun,
@@ -79,6 +81,18 @@ class DatabaseCheck(DjangoRepository):
                     if one.name not in there
                 ]
         return damages
+
+    @reading
+    def newest_ids(
+        self, filters: ValidFilters, before: WorkflowRun | None, limit: int
+    ) -> list[str]:
+        """Return the ids of the runs that filters mean, newest first, reading nothing else of them."""
+        if filters.match_none:
+            return []
+        filters = self._rows.rarest_first(filters)
+        position = None if before is None else (before.started_at, before.id)
+        runs = with_values(self._rows.runs, conditions_of(filters, position))
+        return list(runs.order_by(*order_of(filters)).values_list("pk", flat=True)[:limit])
 
     def labels(self, runs: Sequence[WorkflowRun], *, repair: bool) -> list[Damage]:
         """Return which of some runs have other labels than their rows say."""

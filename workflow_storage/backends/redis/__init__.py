@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from workflow_storage.exceptions import StorageError
 
@@ -13,20 +13,26 @@ except ImportError as exc:
         "redis-py is not installed. Run: pip install 'django-workflow-storage[redis]'"
     ) from exc
 
-from workflow_storage.backends.redis.checking import missing_entries, stray_entries, unlisted
+from workflow_storage.backends.redis.checking import (
+    missing_entries,
+    newest_ids,
+    stray_entries,
+    unlisted,
+)
 from workflow_storage.backends.redis.checks import check_durability
 from workflow_storage.backends.redis.connection import RedisStore
 from workflow_storage.backends.redis.runs import RedisWorkflowRunRepository
 from workflow_storage.backends.redis.states import RedisExecutionStateRepository
 from workflow_storage.backends.redis.url import RedisURL
 from workflow_storage.base import StorageBackend
+from workflow_storage.filters import valid_filters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from django.core.checks import CheckMessage
 
-    from workflow_storage.base import Damage
+    from workflow_storage.base import Damage, RunFilters
     from workflow_storage.config import StorageConfig
     from workflow_storage.models import WorkflowRun
 
@@ -61,6 +67,12 @@ class RedisBackend(StorageBackend):
         return self.store.execute(
             missing_entries(self.store, [run.id for run in runs], repair=repair)
         )
+
+    def newest_ids(
+        self, *, before: WorkflowRun | None, limit: int, **filters: Unpack[RunFilters]
+    ) -> list[str]:
+        valid = valid_filters(filters)
+        return self.store.execute(newest_ids(self.store, valid, before, limit))
 
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         yield from unlisted(self.store, repair=repair)

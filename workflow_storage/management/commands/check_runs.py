@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 
 from workflow_storage.base import Damage
-from workflow_storage.exceptions import StorageError
+from workflow_storage.exceptions import StorageError, StorageUnavailableError
 from workflow_storage.management.arguments import add_limit, add_selection, limit_of, selection_of
 from workflow_storage.management.base import StorageCommand, found_run
-from workflow_storage.management.checking import problems_of
+from workflow_storage.management.checking import (
+    UNREADABLE,
+    damaged_fields,
+    problems_of,
+    read_run,
+)
 from workflow_storage.management.output import Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.text import counted, one_line
@@ -20,8 +26,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterator
 
-    from workflow_storage.base import StorageBackend
+    from workflow_storage.base import RunFilters, StorageBackend
     from workflow_storage.management.output import Output
+    from workflow_storage.models import WorkflowRun
 
 RECORD = Record(Damage._fields, lambda damage: damage._asdict())
 
@@ -100,31 +107,77 @@ class Command(LongCommand, StorageCommand):
         left = limit_of(options)
         total = backend.runs.count_runs(**filters) if self.stderr.isatty() else None
         length = PageLength()
+        # Runs that no page can begin after, for they, or their start, cannot be read.
+        behind: set[str] = set()
         with self.progress(total, options) as advance:
             while left is None or left > 0:
                 size = length.runs if left is None else min(left, length.runs)
                 try:
-                    page = backend.runs.list_runs(before=before, limit=size, **filters)
+                    page = _page(backend, before, size, behind, filters)
                     if not page:
                         return
-                    yield from backend.check_indexes(page, repair=repair)
+                    runs = [run for run in page if not isinstance(run, Damage)]
+                    # By what a damaged run has to be found, nobody can tell.
+                    sound = [run for run in runs if not damaged_fields(run)]
+                    yield from backend.check_indexes(sound, repair=repair)
                     for run in page:
                         yield from self._damages_of(backend, run)
                         self._runs += 1
-                        self._last = run.id
                         advance(1)
+                        if isinstance(run, Damage):
+                            behind.add(str(run.run_id))
+                        elif not isinstance(run.started_at, datetime):
+                            behind.add(run.id)
+                        else:
+                            before, self._last = run, run.id
+                            behind.clear()
                 except StorageError as exc:
                     raise CommandError(f"{exc} {self._going_on()}") from exc
-                before = page[-1]
-                length.after(page)
+                length.after(runs)
                 left = None if left is None else left - len(page)
 
-    def _damages_of(self, backend: StorageBackend, run: Any) -> Iterator[Damage]:
+    def _damages_of(self, backend: StorageBackend, run: WorkflowRun | Damage) -> Iterator[Damage]:
+        if isinstance(run, Damage):
+            yield run
+            return
         for problem in problems_of(backend, run, self._count_states):
             yield Damage(run.id, problem)
 
     def _count_states(self, number: int) -> None:
         self._states += number
+
+
+def _page(
+    backend: StorageBackend,
+    before: WorkflowRun | None,
+    size: int,
+    behind: set[str],
+    filters: RunFilters,
+) -> list[WorkflowRun] | list[WorkflowRun | Damage]:
+    """Return the next runs; if one of them cannot be read, one by one, with what is wrong.
+
+    Args:
+        backend: where they are.
+        before: the run after which to begin.
+        size: how many.
+        behind: the ids of runs after that, which are left out.
+        filters: which runs.
+    """
+    if not behind:
+        try:
+            return backend.runs.list_runs(before=before, limit=size, **filters)
+        except StorageUnavailableError:
+            raise
+        except UNREADABLE:
+            pass
+    while True:
+        listed = backend.newest_ids(before=before, limit=size + len(behind), **filters)
+        run_ids = [run_id for run_id in listed if run_id not in behind][:size]
+        found = {run_id: read_run(backend, run_id) for run_id in run_ids}
+        page = [run for run in found.values() if run is not None]
+        if page or not run_ids:
+            return page
+        behind.update(run_ids)  # deleted meanwhile
 
 
 def _line(damage: Damage) -> str:
