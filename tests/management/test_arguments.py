@@ -1,6 +1,6 @@
 """How the values of arguments are read."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -9,7 +9,13 @@ from django.utils import timezone
 
 from tests.management.conftest import run_command
 from workflow_storage import RunStatus, StorageConfig, create_storage_backend, export_runs
-from workflow_storage.management.arguments import count, duration, moment
+from workflow_storage.management.arguments import (
+    add_selection,
+    count,
+    duration,
+    moment,
+    selection_of,
+)
 from workflow_storage.testing import stored_run
 
 
@@ -28,6 +34,20 @@ def test_a_time_can_be_an_age(given):
     before = timezone.now()
     read = moment(given)
     assert before <= read + timedelta(minutes=90) <= timezone.now()
+
+
+def test_an_age_of_a_selection_is_counted_back_from_when_it_is_used():
+    parser = ArgumentParser()
+    add_selection(parser)
+    options = vars(parser.parse_args(["--since=90m", "--until=2026-01-31"]))
+
+    first = selection_of(options)
+    second = selection_of(options)
+
+    assert first["started_after"] < second["started_after"]
+    assert first["started_before"] == second["started_before"] == moment("2026-01-31")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--since=99999999d"])
 
 
 def test_times_are_taken_as_values_too(settings):

@@ -59,7 +59,7 @@ def add_selection(parser: ArgumentParser) -> None:
     for name, what in (("since", "at this time or later"), ("until", "before this time")):
         parser.add_argument(
             f"--{name}",
-            type=moment,
+            type=moment_or_age,
             metavar="TIME",
             help=f"Only runs started {what}: 2026-01-31, 2026-01-31T12:00 (in the project's time "
             "zone unless it has one), or how long ago: 90m, 7d.",
@@ -113,7 +113,7 @@ def add_limit(parser: ArgumentParser, default: int | None = None) -> None:
 
 
 def selection_of(options: dict[str, Any]) -> RunFilters:
-    """Return the filters that the arguments of `add_selection` mean."""
+    """Return the filters that the arguments of `add_selection` mean, now where they are ages."""
     return {
         **narrow_selection_of(options),
         "started_after": given(moment, options["since"]),
@@ -185,8 +185,7 @@ def moment(value: object) -> datetime:
     try:
         if isinstance(value, datetime):
             return in_project_time(value)
-        text = str(value).strip()
-        if AGE.fullmatch(text) or TIMEDELTA.fullmatch(text):
+        if is_age(value):
             return timezone.now() - duration(value)
         date = value if isinstance(value, date_type) else parse_date(str(value))
         time = None if date is None else datetime.combine(date, time_of_day.min)
@@ -198,6 +197,22 @@ def moment(value: object) -> datetime:
     raise ArgumentTypeError(
         f"{value!r} is no time. Write 2026-01-31 or 2026-01-31T12:00, or how long ago: 90m, 7d."
     )
+
+
+def moment_or_age(value: object) -> datetime | timedelta:
+    """Read what `moment` reads, but leave an age to be counted back from whenever it is used.
+
+    Raises:
+        ArgumentTypeError: if it is neither.
+    """
+    time = moment(value)
+    return duration(value) if is_age(value) else time
+
+
+def is_age(value: object) -> bool:
+    """Whether a value says how long ago something is, and not when."""
+    text = str(value).strip()
+    return bool(AGE.fullmatch(text) or TIMEDELTA.fullmatch(text))
 
 
 def duration(value: object) -> timedelta:

@@ -98,3 +98,27 @@ def test_a_target_is_kept_up_to_date(source, target, sqlite_url, redis_url, monk
     assert rounds[1] == rounds[2] == {"one": "completed", "two": "pending"}
     assert (len(out.splitlines()), err) == (2, "")
     assert error.startswith("Interrupted after")
+
+
+def test_what_ages_while_it_is_watched_is_moved(source, target, sqlite_url, redis_url, monkeypatch):
+    from workflow_storage.management.commands import copy_runs
+
+    stored_run(source, id="old", status="completed", started_at=timezone.now() - timedelta(days=8))
+    young = timezone.now() - timedelta(days=7) + timedelta(seconds=5)
+    stored_run(source, id="young", status="completed", started_at=young)
+    pause, rounds = copy_runs.time.sleep, []
+
+    def between_rounds(_pause):
+        rounds.append({run.id for run in target.runs.iter_runs()})
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        pause((young + timedelta(days=7) - timezone.now()).total_seconds() + 0.1)
+
+    monkeypatch.setattr(copy_runs.time, "sleep", between_rounds)
+    run_transfer(
+        *("copy_runs", "--from", sqlite_url, "--to", redis_url),
+        *("--until=7d", "--move", "--watch=1"),
+    )
+
+    assert rounds == [{"old"}, {"old", "young"}]
+    assert source.runs.count_runs() == 0

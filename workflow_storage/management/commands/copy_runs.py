@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
@@ -72,10 +73,10 @@ class Command(TransferCommand):
         """Copy the runs, once or until it is stopped."""
         source = existing_backend(options["source"])
         target = create_storage_backend(options["target"])
-        filters = selection_of(options)
         if options["watch"] is not None:
-            self._watch(source, target, filters, options)
+            self._watch(source, target, options)
             return
+        filters = selection_of(options)
         total = source.runs.count_runs(**filters)
         copied = copy_runs(source, target, move=options["move"], **filters)
         self.report(copied, total, "copied", options)
@@ -96,28 +97,41 @@ class Command(TransferCommand):
         self,
         source: StorageBackend,
         target: StorageBackend,
-        filters: RunFilters,
         options: dict[str, Any],
     ) -> None:
         since: datetime | None = None
+        until: datetime | None = None
         all_again_at = 0.0
         pause, move = seconds(options["watch"]), options["move"]
         while True:
             now = timezone.now()
+            filters = selection_of(options)
             try:
                 if since is None or time.monotonic() >= all_again_at:
                     all_again_at = time.monotonic() + ALL_AGAIN_EVERY
                     copied = copy_runs(source, target, move=move, **filters)
                 else:
-                    copied = copy_changed_runs(
+                    changed = copy_changed_runs(
                         source, target, since=since - OVERLAP, move=move, **filters
+                    )
+                    aged = _aged_since(until, filters)
+                    copied = chain(
+                        changed, copy_runs(source, target, move=move, **aged) if aged else ()
                     )
                 tally = self.tallied(copied, None, options)
                 if tally.changes or since is None:
                     self.say(f"{as_text(now)}  {tally.summary('copied')}", options)
-                since = now
+                since, until = now, filters["started_before"]
             except StorageUnavailableError as exc:
                 # It may be there again the next time, which begins where this one did.
                 self.complain(one_line(f"{as_text(now)}  {exc}"))
             self.stdout.flush()
             time.sleep(pause)
+
+
+def _aged_since(until: datetime | None, filters: RunFilters) -> RunFilters | None:
+    """Return what selects runs that are old enough now, and were not the last time; or None."""
+    before, after = filters["started_before"], filters["started_after"]
+    if until is None or before is None or before <= until:
+        return None
+    return {**filters, "started_after": until if after is None else max(after, until)}
