@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from workflow_storage.models import WorkflowRun
 
-STATUS_COLOURS = {
+STATUS_COLOURS: dict[str, str] = {
     RunStatus.PENDING: "dim",
     RunStatus.RUNNING: "blue",
     RunStatus.COMPLETED: "green",
@@ -52,8 +52,8 @@ def note_of(run: WorkflowRun) -> str:
 
 
 def status_colour(run: WorkflowRun) -> str:
-    """Return the colour of the status of a run."""
-    return STATUS_COLOURS.get(RunStatus(run.status), "")
+    """Return the colour of the status of a run; none of one that there is not."""
+    return STATUS_COLOURS.get(run.status, "")
 
 
 def _text(name: str) -> Column:

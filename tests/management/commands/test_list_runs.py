@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.utils import timezone
 
 from tests.management.conftest import run_command
@@ -125,6 +126,19 @@ def test_programs_get_every_field_or_the_columns_that_they_name(source, sqlite_u
         ["tenant", "Workflow", "ID"],
         ["acme", run.workflow_name, run.id],
     ]
+
+
+def test_a_status_that_there_is_not_is_listed_as_it_is(sql_backend, sql_url):
+    runs = [stored_run(sql_backend, status="failed") for _ in range(3)]
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET status = 'bogus' WHERE id = %s", [runs[1].id])
+
+    text = run_command("list_runs", backend=sql_url, force_color=True)
+
+    assert len(text.splitlines()) == 4
+    assert "bogus" in text
+    assert text.count("\x1b[31mfailed") == 2
+    assert "bogus" in run_command("show_run", runs[1].id, backend=sql_url, force_color=True)
 
 
 def test_monitoring_fails_if_there_is_any(source, sqlite_url):
