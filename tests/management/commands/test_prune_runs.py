@@ -5,9 +5,10 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.utils import timezone
 
-from tests.management.conftest import run_command
+from tests.management.conftest import run_command, run_transfer
 from workflow_storage.testing import stored_run
 
 
@@ -124,6 +125,51 @@ def test_what_is_archived_is_deleted(ended, every_url, tmp_path):
     with pytest.raises(CommandError, match="it is there already"):
         prune(every_url, f"--archive={path}")
     assert left(ended) == ALL
+
+
+def test_a_run_that_cannot_be_archived_is_named_once_and_the_command_fails(
+    sql_backend, sql_url, tmp_path
+):
+    for run_id in ("damaged", "sound"):
+        stored_run(sql_backend, id=run_id, status="running")
+        for number in range(3):
+            sql_backend.states.save_state(run_id, {"n": number}, "node")
+        sql_backend.runs.update_status(run_id, "failed")
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute(
+            "UPDATE execution_states SET state_json = '{no json', state_delta = NULL "
+            "WHERE run_id = 'damaged' AND step = 1"
+        )
+    path = tmp_path / "old.jsonl"
+
+    out, err, error = run_transfer(
+        *("prune_runs", "--older-than=0s", "--no-input", "--archive", str(path)),
+        *("--backend", sql_url),
+    )
+
+    assert error == "Some were not archived and deleted; see above."
+    assert out.endswith(f"1 run written to {path}; 1 kept.\n1 run deleted.\n")
+    assert err.count("damaged: It is not complete") == len(err.splitlines()) == 1
+    assert left(sql_backend) == {"damaged"}
+
+
+def test_an_archive_that_cannot_be_made_is_said_first(source, sqlite_url, tmp_path):
+    stored_run(source, status="failed")
+    there = tmp_path / "there.jsonl"
+    there.touch()
+    for path, reason in (
+        (there, "it is there already"),
+        (tmp_path / "gone" / "old.jsonl", "there is no folder"),
+        (tmp_path, "it cannot be read back"),
+        ("", "it cannot be read back"),
+    ):
+        for arguments in ([], ["--dry-run"]):
+            out, _, error = run_transfer(
+                *("prune_runs", "--older-than=0s", "--no-input", *arguments),
+                *(f"--archive={path}", "--backend", sqlite_url),
+            )
+            assert (out, reason in error) == ("", True)
+    assert source.runs.count_runs() == 1
 
 
 @pytest.mark.parametrize(

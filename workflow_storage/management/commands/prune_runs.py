@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from workflow_storage.exceptions import CannotMoveError, RunNotFoundError
+from django.core.management.base import CommandError
+
+from workflow_storage.exceptions import CannotMoveError, ExportFileError, RunNotFoundError
 from workflow_storage.management.arguments import (
     add_limit,
     add_narrow_selection,
@@ -21,7 +25,7 @@ from workflow_storage.management.output import Column, Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.text import as_count, as_text, counted, one_line
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
-from workflow_storage.transfer import DamagedLine, archive_runs, delete_archived
+from workflow_storage.transfer import DamagedLine, archive_runs, delete_archived, is_stream
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -105,6 +109,8 @@ class Command(LongCommand, StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Say what there is to delete, ask, and delete it."""
         keep = self._states_to_keep(options)
+        if options["archive"] is not None:
+            _check_archive(Path(options["archive"]))
         self._noun = "run" if keep is None else "state"
         which = _which(options, states_only=keep is not None)
         # Who wants to hear nothing need not wait for the counting.
@@ -125,10 +131,11 @@ class Command(LongCommand, StorageCommand):
             total: int | None = runs
         else:
             total = None
+        all_went = True
         if keep is not None:
             self._delete_states(backend, which, keep, total, options)
-        elif options["archive"]:
-            self._archive_and_delete(backend, which, total, options)
+        elif options["archive"] is not None:
+            all_went = self._archive_and_delete(backend, which, total, options)
         else:
             with self.progress(total, options) as advance:
 
@@ -139,6 +146,8 @@ class Command(LongCommand, StorageCommand):
                 backend.runs.delete_finished(on_batch=count, **which)
         if output.is_table:
             self.say(f"{counted(self._deleted, self._noun)} deleted.", options)
+        if not all_went:
+            raise CommandError("Some were not archived and deleted; see above.")
 
     def goes_on_unread(self, options: dict[str, Any]) -> bool:
         """Return True, unless nothing is changed."""
@@ -164,7 +173,7 @@ class Command(LongCommand, StorageCommand):
             return None
         if keep is None:
             raise usage_error("--states-only needs --keep-states: how many of each run to keep.")
-        if options["archive"]:
+        if options["archive"] is not None:
             raise usage_error("--archive is for whole runs, and does not go with --states-only.")
         statuses = options["status"] or []
         several = [statuses] if isinstance(statuses, str) else statuses
@@ -229,27 +238,51 @@ class Command(LongCommand, StorageCommand):
         which: FinishedRunFilters,
         total: int | None,
         options: dict[str, Any],
-    ) -> None:
+    ) -> bool:
+        """Archive runs, delete them, and return whether that went well with all of them."""
         if backend.in_transaction():
             raise CannotMoveError
         path = options["archive"]
         self._archive = f"{path} was not written."
-        written = 0
+        written, went_wrong = 0, set()
         for one in self.with_progress(archive_runs(backend, path, **which), total, options):
-            written += 1
             if one.reason:
+                went_wrong.add(one.run_id)
                 self.complain(f"{one_line(one.run_id)}: {one_line(one.reason)}")
+            else:
+                written += 1
         self._archive = f"{path} has all of them; go on with another --archive FILE."
-        kept = 0
+        kept, lines_are_sound = 0, True
         for done in self.with_progress(delete_archived(backend, path), written, options):
             if isinstance(done, DamagedLine):
+                lines_are_sound = False
                 self.complain(f"{path}, line {done.number}: {one_line(done.reason)}")
             elif done.deleted:
                 self._deleted += 1
             elif done.reason:
                 kept += 1
-                self.complain(f"{one_line(done.run_id)}: {one_line(done.reason)}")
+                if done.run_id not in went_wrong:  # or else it is known already why
+                    went_wrong.add(done.run_id)
+                    self.complain(f"{one_line(done.run_id)}: {one_line(done.reason)}")
         self.say(f"{counted(written, 'run')} written to {path}; {kept:,} kept.", options)
+        return lines_are_sound and not went_wrong
+
+
+def _check_archive(path: Path) -> None:
+    """Find out before anything is done whether an archive can be made.
+
+    Raises:
+        ExportFileError: if not.
+    """
+    if is_stream(path):
+        raise ExportFileError(str(path), "it cannot be read back")
+    if path.exists():
+        raise ExportFileError(str(path), "it is there already")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ExportFileError(str(path), f"there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ExportFileError(str(path), f"the folder {folder} cannot be written to")
 
 
 def _which(options: dict[str, Any], *, states_only: bool) -> FinishedRunFilters:
