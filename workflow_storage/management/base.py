@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterator
 
-    from workflow_storage.base import StorageBackend
+    from workflow_storage.base import RunFilters, StorageBackend
     from workflow_storage.config import StorageConfig
     from workflow_storage.models import WorkflowRun
 
@@ -204,3 +204,20 @@ def found_run(backend: StorageBackend, given: str) -> WorkflowRun:
     if run is None:
         raise RunNotFoundError(given)
     return run
+
+
+def with_found_parent(backend: StorageBackend, filters: RunFilters) -> RunFilters:
+    """Return filters with the id of the parent, where they have the beginning of it.
+
+    A parent need not be stored here itself.
+
+    Raises:
+        CommandError: if several runs begin so, which are named.
+    """
+    parent = filters.get("parent_id")
+    if parent is None or backend.runs.list_runs(parent_id=parent, limit=1):
+        return filters
+    try:
+        return {**filters, "parent_id": found_run(backend, parent).id}
+    except RunNotFoundError:
+        return filters

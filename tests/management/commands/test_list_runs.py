@@ -14,6 +14,8 @@ from tests.management.conftest import run_command
 from workflow_storage.testing import stored_run
 from workflow_storage.validation import RUN_FIELDS
 
+LONG_AGO = timezone.now() - timedelta(days=1)
+
 
 def test_list_runs_prints_a_line_for_each_run(every_backend, every_url):
     runs = [
@@ -88,6 +90,29 @@ def test_list_runs_selects_and_pages(every_backend, every_url):
     assert listed("--since", "450m", "--until", "1h") == ["4", "3"]
     assert listed("--parent", "4") == ["failed"]
     assert listed("--waiting") == []
+
+
+def test_the_beginning_of_a_parent_is_as_good_as_its_id(any_backend, any_url):
+    for name in ("parent-1", "parent-2"):
+        stored_run(any_backend, id=name)
+    stored_run(any_backend, id="child", parent_id="parent-1", status="running", started_at=LONG_AGO)
+    stored_run(any_backend, id="orphan", parent_id="parent")
+
+    def listed(parent):
+        text = run_command("list_runs", parent=parent, backend=any_url, format="json")
+        return [run["id"] for run in json.loads(text)]
+
+    assert listed("parent-1") == ["child"]
+    assert listed("parent-2") == listed("no-such-run") == []
+    assert listed("parent") == ["orphan"]
+    any_backend.runs.delete("orphan")
+    with pytest.raises(CommandError, match="the beginning of 2 ids: parent-1, parent-2"):
+        listed("parent")
+    any_backend.runs.delete("parent-2")
+    assert listed("par") == ["child"]
+    assert run_command("check_runs", parent="par", backend=any_url).startswith("1 run with")
+    stalled = run_command("fail_stalled_runs", idle="1h", parent="par", backend=any_url)
+    assert stalled.endswith("1 run set to failed.\n")
 
 
 def test_runs_are_found_by_their_error_in_databases_only(any_backend, any_url):

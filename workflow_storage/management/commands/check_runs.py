@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from workflow_storage.base import Damage
 from workflow_storage.exceptions import StorageError, StorageUnavailableError
 from workflow_storage.management.arguments import add_limit, add_selection, limit_of, selection_of
-from workflow_storage.management.base import StorageCommand, found_run
+from workflow_storage.management.base import StorageCommand, found_run, with_found_parent
 from workflow_storage.management.checking import (
     UNREADABLE,
     damaged_fields,
@@ -99,7 +99,8 @@ class Command(LongCommand, StorageCommand):
             yield damage
 
     def _damages(self, backend: StorageBackend, options: dict[str, Any]) -> Iterator[Damage]:
-        filters, repair = selection_of(options), options["repair"]
+        filters = with_found_parent(backend, selection_of(options))
+        repair = options["repair"]
         before = options["before"] and found_run(backend, options["before"])
         is_all = before is None and not any(value is not None for value in filters.values())
         if is_all:

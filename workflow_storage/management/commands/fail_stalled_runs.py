@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_storage.filters import valid_filters
 from workflow_storage.management.arguments import add_selection, duration, selection_of
-from workflow_storage.management.base import StorageCommand
+from workflow_storage.management.base import StorageCommand, with_found_parent
 from workflow_storage.management.run_columns import run_columns, run_record
 from workflow_storage.management.text import counted
 
@@ -45,7 +45,7 @@ class Command(StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Fail the runs, and list them."""
         idle = duration(options["idle"])
-        selected = valid_filters(selection_of(options))
+        selected = valid_filters(with_found_parent(backend, selection_of(options)))
         stalled = [run for run in backend.runs.list_stalled(idle) if selected.matches(run)]
         runs = []
         for run in stalled:

@@ -14,7 +14,7 @@ from workflow_storage.management.arguments import (
     seconds,
     selection_of,
 )
-from workflow_storage.management.base import StorageCommand, found_run
+from workflow_storage.management.base import StorageCommand, found_run, with_found_parent
 from workflow_storage.management.run_columns import column_names, run_columns, run_record
 from workflow_storage.management.text import counted
 from workflow_storage.validation import RUN_FIELDS
@@ -77,9 +77,9 @@ class Command(StorageCommand):
 
     def _page(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> int:
         before = options["before"] and found_run(backend, options["before"])
-        runs = backend.runs.list_runs(
-            before=before, limit=limit_of(options) or DEFAULT_LIMIT, **selection_of(options)
-        )
+        filters = with_found_parent(backend, selection_of(options))
+        limit = limit_of(options) or DEFAULT_LIMIT
+        runs = backend.runs.list_runs(before=before, limit=limit, **filters)
         if options["watch"] is not None and output.is_terminal:
             output.raw(CLEAR)
         names = options["columns"] and column_names(options["columns"])
