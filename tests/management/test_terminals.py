@@ -122,6 +122,22 @@ def test_what_reads_no_further_gets_no_traceback(source, sqlite_url):
         assert_head_is_quiet(*arguments, "--backend", sqlite_url)
 
 
+def test_monitoring_fails_although_nobody_reads_to_the_end(source, sqlite_url):
+    for _ in range(300):
+        stored_run(source, workflow_name="w" * 250)
+    arguments = ["list_runs", "--limit=300", "--fail-if-any", "--backend", sqlite_url]
+
+    assert code_after_first_line(*arguments) == 1
+    assert code_after_first_line(*arguments, "--status=failed") == 0
+
+
+def code_after_first_line(*arguments):
+    process = subprocess.Popen([*MANAGE, *arguments], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    return process.wait(60)
+
+
 def assert_head_is_quiet(*arguments):
     process = subprocess.Popen(
         [*MANAGE, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -40,6 +40,8 @@ class Command(StorageCommand):
         "the error, of those that run the node and the seconds so far."
     )
 
+    _is_found = False
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the selection, the columns and the watching."""
         super().add_arguments(parser)
@@ -75,11 +77,16 @@ class Command(StorageCommand):
             self.stdout.flush()
             time.sleep(seconds(options["watch"]))
 
+    def code_of_broken_pipe(self) -> int:
+        """Return 1 if there was a run, and there must be none."""
+        return int(self._is_found)
+
     def _page(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> int:
         before = options["before"] and found_run(backend, options["before"])
         filters = with_found_parent(backend, selection_of(options))
         limit = limit_of(options) or DEFAULT_LIMIT
         runs = backend.runs.list_runs(before=before, limit=limit, **filters)
+        self._is_found = options["fail_if_any"] and bool(runs)
         if options["watch"] is not None and output.is_terminal:
             output.raw(CLEAR)
         names = options["columns"] and column_names(options["columns"])
