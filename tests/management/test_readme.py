@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from workflow_storage import WorkflowRun, create_storage_backend
 from workflow_storage.config import registered_aliases
 from workflow_storage.factory import forget
+from workflow_storage.testing import stored_run
 
 README = Path(__file__).parents[2] / "workflow_storage" / "management" / "README.md"
 BLOCK = re.compile(r"<!-- output -->\n```console\n(.*?)```", re.DOTALL)
@@ -161,3 +162,18 @@ def test_every_command_is_in_the_readme():
     for path in (README.parent / "commands").glob("[!_]*.py"):
         assert f"`{path.stem}" in text
         assert f"$ python manage.py {path.stem}" in text
+
+
+def test_the_alerts_of_the_readme_find_a_run_that_began_hours_ago(project):
+    alerts = re.findall(r"manage\.py (list_runs .*--fail-if-any)", README.read_text())
+    assert len(alerts) == 2
+    run = stored_run(project, started_at=timezone.now() - timedelta(hours=5))
+    project.runs.update_status(run.id, "running")
+    for alert in alerts:
+        call_command(*shlex.split(alert), stdout=io.StringIO())
+
+    project.runs.update_status(run.id, "failed")
+
+    for alert in alerts:
+        with pytest.raises(CommandError, match=r"Found 1 run\."):
+            call_command(*shlex.split(alert), stdout=io.StringIO())

@@ -1,5 +1,6 @@
 """The vocabulary of all commands: what has one name means one thing, everywhere."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,23 @@ def test_every_command_has_the_vocabulary(name):
     assert wanted <= options
     if name not in {"fork_run", "record_command"}:  # whose --label is of the new run
         assert options & SELECTION == wanted
+
+
+def test_the_readme_says_which_command_takes_what():
+    text = (Path(package.__file__).parents[1] / "README.md").read_text()
+    said = {}
+    for options, commands in re.findall(r"(?m)^\| (`--.*?) \| .* \| (.*) \|$", text):
+        names = set(re.findall(r"`(\w+)`", commands))
+        if commands.startswith("all"):
+            names = SELECTING.keys() - names
+        said |= dict.fromkeys(re.findall(r"`(--\w+)", options), names)
+
+    assert said.keys() == SELECTION | {"--limit", "--before"}
+    for option, commands in said.items():
+        takers = {name for name in NAMES if option in options_of(name)}
+        assert commands == takers - (
+            {"fork_run", "record_command"} if option == "--label" else set()
+        )
 
 
 def test_what_has_one_name_reads_one_thing():
