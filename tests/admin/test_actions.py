@@ -1,5 +1,6 @@
 """The actions on runs: who may do what, what is asked, what is done, and how it goes on."""
 
+import json
 import re
 from collections import defaultdict
 from datetime import timedelta
@@ -480,9 +481,23 @@ class TestExporting:
         assert len(lines) == 1
         assert b'"failed"' in lines[0]
 
-    @pytest.mark.parametrize(("bound", "value"), [("MAX_RUNS", 2), ("MAX_SECONDS", -1.0)])
-    def test_too_much_is_refused(self, admin_client, monkeypatch, bound, value):
-        monkeypatch.setattr(actions, bound, value)
+    def test_many_are_exported_in_parts(self, admin_client, monkeypatch):
+        monkeypatch.setattr(actions, "MAX_RUNS", 2)
+        add_runs(5)
+
+        page = ask_of_all(admin_client, "export_runs")
+        files = [
+            b"".join(confirm(admin_client, page, part=str(part)).streaming_content)
+            for part, _runs in page.context["parts"]
+        ]
+
+        assert [label for _part, label in page.context["parts"]] == ["1-2", "3-4", "5-5"]
+        assert [len(file.splitlines()) for file in files] == [2, 2, 1]
+        ids = [json.loads(line)["run"]["id"] for file in files for line in file.splitlines()]
+        assert len({*ids}) == 5
+
+    def test_what_takes_too_long_is_refused(self, admin_client, monkeypatch):
+        monkeypatch.setattr(actions, "MAX_SECONDS", -1.0)
         add_runs(3)
 
         response = confirm(admin_client, ask_of_all(admin_client, "export_runs"))

@@ -27,7 +27,7 @@ from workflow_storage.admin.chosen import RunsOfDatabase, RunsOfStore, counted_t
 from workflow_storage.admin.export import exported
 from workflow_storage.admin.masking import PERMISSION as VIEW_SECRETS
 from workflow_storage.admin.progress import Progress
-from workflow_storage.admin.rendering import status_badge
+from workflow_storage.admin.rendering import count_text, status_badge
 from workflow_storage.admin.run_actions import (
     RUN_ACTIONS,
     AddLabel,
@@ -66,6 +66,9 @@ if TYPE_CHECKING:
 
 MAX_RUNS = 500
 """Runs that one request changes, or exports."""
+
+MAX_PARTS = 20
+"""Files that an export offers, with so many runs each."""
 
 MAX_SECONDS = 10.0
 """Seconds after which a request begins with no further run."""
@@ -372,10 +375,13 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
         action: RunAction,
         progress: Progress,
     ) -> Any:
-        """Answer with a file of the runs, unless that would take too long."""
-        chosen = {run.pk: run for run in runs.left(progress.position, MAX_RUNS + 1)}
+        """Answer with a file of the runs, or of a part of them, unless that would take too long."""
+        number = request.POST.get("part", "0")
+        first = min(int(number) if number.isdecimal() else 0, MAX_PARTS - 1) * MAX_RUNS
+        part = runs.left(progress.position, first + MAX_RUNS)[first:]
+        chosen = {run.pk: run for run in part}
         try:
-            found = exported(runs.store, chosen, MAX_SECONDS) if len(chosen) <= MAX_RUNS else None
+            found = exported(runs.store, chosen, MAX_SECONDS)
         except StorageError as exc:
             self.message_user(request, str(exc), messages.ERROR)
             return self._back(request)
@@ -406,14 +412,13 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def _too_much_to_export(self, request: HttpRequest) -> HttpResponse | None:
         text = ngettext(
-            "At most %(shown)s run is exported here, and for %(seconds)s seconds. Select fewer "
-            "runs, or export them with manage.py export_runs.",
-            "At most %(shown)s runs are exported here, and for %(seconds)s seconds. Select fewer "
-            "runs, or export them with manage.py export_runs.",
-            MAX_RUNS,
+            "This takes longer than %(seconds)s second. Select fewer runs, or export them with "
+            "manage.py export_runs.",
+            "This takes longer than %(seconds)s seconds. Select fewer runs, or export them with "
+            "manage.py export_runs.",
+            int(MAX_SECONDS),
         )
-        shown = {"shown": counted_text(MAX_RUNS), "seconds": f"{MAX_SECONDS:g}"}
-        self.message_user(request, text % shown, messages.ERROR)
+        self.message_user(request, text % {"seconds": f"{MAX_SECONDS:g}"}, messages.ERROR)
         return self._back(request)
 
     def _fork(
@@ -482,9 +487,23 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
                 ("progress", progress.signed(type(action))),
                 *([("from_run", "1")] if back else []),
             ],
+            "parts": self._parts(runs, action, progress, count),
+            "most": counted_text(MAX_PARTS * MAX_RUNS) if isinstance(action, ExportRuns) else "",
             "back": back or request.get_full_path(),
         }
         return TemplateResponse(request, self.action_template, context)
+
+    def _parts(
+        self, runs: ChosenRuns, action: RunAction, progress: Progress, count: int
+    ) -> list[tuple[int, str]]:
+        """Return the parts of a file that would be too large, as numbers of runs."""
+        if not isinstance(action, ExportRuns) or count <= MAX_RUNS:
+            return []
+        count = len(runs.left(progress.position, MAX_PARTS * MAX_RUNS))
+        return [
+            (part, f"{count_text(first + 1)}-{count_text(min(first + MAX_RUNS, count))}")
+            for part, first in enumerate(range(0, count, MAX_RUNS))
+        ]
 
     def _how_many(self, count: int, *, is_across: bool) -> str:
         if is_across:
