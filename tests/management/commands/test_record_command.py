@@ -70,6 +70,30 @@ def test_a_command_that_fails_is_a_failed_run_with_its_output(source, sqlite_url
     assert "Traceback" not in run.error_message
 
 
+def test_everything_behind_the_first_dashes_is_the_commands_own(source, sqlite_url):
+    shown = stored_run(source)
+    command = ["show_run", "--backend", sqlite_url, "--", shown.id]
+
+    code, _, err, _ = record(sqlite_url, "--", *command)
+
+    (run,) = source.runs.iter_runs(workflow_name="nightly")
+    assert (code, err) == (0, "")
+    assert run.inputs == {"command": command}
+
+
+@pytest.mark.slow
+def test_a_command_that_records_another_one_is_recorded(source, sqlite_url):
+    inner = ["record_command", "inner", "--backend", sqlite_url, "--", "check", "--tag", "models"]
+
+    done = subprocess.run([*RECORD, sqlite_url, "--", *inner], cwd=ROOT, check=False)
+
+    assert done.returncode == 0
+    commands = {run.workflow_name: run.inputs["command"] for run in source.runs.iter_runs()}
+    assert commands == {"nightly": inner, "inner": ["check", "--tag", "models"]}
+    nothing = subprocess.run([*RECORD, sqlite_url, "--"], cwd=ROOT, check=False)
+    assert nothing.returncode == 2
+
+
 def test_a_store_that_does_not_answer_is_said_and_nothing_is_run(tmp_path):
     code, out, _, error = record(f"sqlite:///{tmp_path}/gone/x.db", "list_runs")
     assert (code, out) == (1, "")

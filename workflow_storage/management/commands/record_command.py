@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from workflow_storage.recorder import record_run
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from collections.abc import Sequence
 
     from workflow_storage.base import StorageBackend
 
@@ -33,6 +35,16 @@ class Command(StoreCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the name, the command and the labels."""
+        parse = parser.parse_known_args
+
+        def parse_before_dashes(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+            before, first, rest = _parted(sys.argv[1:] if args is None else args)
+            options, unknown = parse([*before, *first], namespace)
+            options.command += rest
+            return options, unknown
+
+        # Of its own accord argparse takes any further -- for one of ours.
+        parser.parse_known_args = parse_before_dashes  # type: ignore[method-assign,assignment]
         parser.add_argument("name", metavar="NAME", help="The name of the workflow.")
         parser.add_argument(
             "command",
@@ -93,6 +105,14 @@ class Command(StoreCommand):
         message = f"{_reason(ended)}\n\n{ended.output}"
         with suppress(StorageError):
             backend.runs.update(run_id, error_message=message, outputs=_outputs(ended))
+
+
+def _parted(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Return what is before the first ``--``, that and the word behind it, and what is not to be parsed."""
+    if "--" not in arguments:
+        return arguments, (), ()
+    dashes = arguments.index("--")
+    return arguments[:dashes], arguments[dashes : dashes + 2], arguments[dashes + 2 :]
 
 
 def _outputs(ended: Ended) -> dict[str, Any]:
