@@ -1,11 +1,12 @@
 """``update_runs``: runs cancelled, failed and labelled by hand."""
 
 import io
+import json
 
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.management.conftest import run_command
+from tests.management.conftest import run_command, run_transfer
 from workflow_storage import RunLostError, record_run
 from workflow_storage.testing import stored_run
 
@@ -66,9 +67,32 @@ def test_a_run_that_has_ended_is_named_and_left(stored, every_url):
             stdout=out,
             stderr=err,
         )
-    assert "Workflow run completed is completed" in err.getvalue()
+    assert err.getvalue() == "Workflow run completed is completed already.\n"
     assert out.getvalue() == "1 run cancelled.\n"
     assert statuses(stored)["other"] == "cancelled"
+
+
+def test_a_dry_run_names_what_would_be_refused(stored, every_url):
+    out, err, error = run_transfer(
+        *("update_runs", "fail", "completed", "other", "--dry-run", "--backend", every_url)
+    )
+    assert out.endswith("1 run would be set to failed.\n")
+    assert err == "Workflow run completed is completed already.\n"
+    assert error == "1 run could not be; see above."
+    assert statuses(stored)["other"] == "running"
+
+
+def test_a_run_without_the_label_is_not_unlabelled(stored, every_url):
+    stored.runs.update("other", add_labels={"extra": "yes"})
+    before = {run.id: run.labels for run in stored.runs.iter_runs()}
+
+    text = update(every_url, "unlabel", "other", "pending", remove="extra", dry_run=True)
+    assert text.endswith("1 run would be unlabelled, 1 run without such a label.\n")
+    assert {run.id: run.labels for run in stored.runs.iter_runs()} == before
+    text = update(every_url, "unlabel", "other", "pending", remove="extra", format="json")
+    assert json.loads(text) == {"changed": 1, "unchanged": 1, "refused": 0}
+    text = update(every_url, "unlabel", "pending", remove=["nosuch"])
+    assert text == "0 runs unlabelled, 1 run without such a label.\n"
 
 
 def test_labels_are_set_and_removed(stored, every_url):

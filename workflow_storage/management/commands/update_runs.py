@@ -56,7 +56,7 @@ class Command(LongCommand, StorageCommand):
         "checkpoint. Asks first if there is more than one."
     )
 
-    _changed = 0
+    _changed = _unchanged = _refused = 0
     _action = ""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -93,20 +93,28 @@ class Command(LongCommand, StorageCommand):
         change = _change_of(options)
         runs, count = _runs_of(backend, options)
         if options["dry_run"]:
-            self._list(output, runs, f"would be {ACTIONS[action]}", options)
+            self._changed = output.rows(self._changeable(runs, change), run_columns(), run_record())
+            if output.is_table:
+                self._say_changed(f"would be {ACTIONS[action]}", options)
+            self._fail_if_refused()
             return
         if count > 1 and options["interactive"]:
             runs = self._shown(output, runs, options)
             if not self.confirmed(f"{action.capitalize()} {counted(count, 'run')}?", options):
                 self.say("Nothing was changed.", options)
                 return
-        refused = self._change(backend, self.with_progress(runs, count, options), change)
+        self._change(backend, self.with_progress(runs, count, options), change)
         if output.is_table:
-            self.say(f"{counted(self._changed, 'run')} {ACTIONS[action]}.", options)
+            self._say_changed(ACTIONS[action], options)
         else:
-            output.json({"changed": self._changed, "refused": refused})
-        if refused:
-            raise CommandError(f"{counted(refused, 'run')} could not be; see above.")
+            output.json(
+                {
+                    "changed": self._changed,
+                    "unchanged": self._unchanged,
+                    "refused": self._refused,
+                }
+            )
+        self._fail_if_refused()
 
     def goes_on_unread(self, options: dict[str, Any]) -> bool:
         """Return True, unless nothing is changed."""
@@ -117,12 +125,14 @@ class Command(LongCommand, StorageCommand):
         done = ACTIONS.get(self._action, "changed")
         return f"Interrupted after {counted(self._changed, 'run')} {done}."
 
-    def _list(
-        self, output: Output, runs: Iterable[WorkflowRun], done: str, options: dict[str, Any]
-    ) -> None:
-        count = output.rows(runs, run_columns(), run_record())
-        if output.is_table:
-            self.say(f"{counted(count, 'run')} {done}.", options)
+    def _say_changed(self, done: str, options: dict[str, Any]) -> None:
+        without = counted(self._unchanged, "run") + " without such a label"
+        rest = f", {without}" if self._unchanged else ""
+        self.say(f"{counted(self._changed, 'run')} {done}{rest}.", options)
+
+    def _fail_if_refused(self) -> None:
+        if self._refused:
+            raise CommandError(f"{counted(self._refused, 'run')} could not be; see above.")
 
     def _shown(
         self, output: Output, runs: Iterator[WorkflowRun], options: dict[str, Any]
@@ -133,22 +143,41 @@ class Command(LongCommand, StorageCommand):
             output.rows(first, run_columns(), run_record())
         return chain(first, runs)
 
+    def _changeable(
+        self, runs: Iterable[WorkflowRun], change: dict[str, Any]
+    ) -> Iterator[WorkflowRun]:
+        """Yield the runs that a change is one of, and count and name the others."""
+        for run in runs:
+            names = change.get("remove_labels")
+            if names is not None and run.labels.keys().isdisjoint(names):
+                self._unchanged += 1
+            elif "status" in change and run.status not in OPEN:
+                self._refuse(_ended_already(run.id, run.status))
+            else:
+                yield run
+
     def _change(
         self, backend: StorageBackend, runs: Iterable[WorkflowRun], change: dict[str, Any]
-    ) -> int:
-        """Change runs, and return how many refused it."""
-        refused = 0
-        for run in runs:
+    ) -> None:
+        for run in self._changeable(runs, change):
             try:
                 if "status" in change:
                     backend.runs.update_status(run.id, expected=OPEN, **change)
                 else:
                     backend.runs.update(run.id, **change)
                 self._changed += 1
-            except (StatusConflictError, RunNotFoundError) as exc:
-                refused += 1
-                self.complain(one_line(str(exc)))
-        return refused
+            except StatusConflictError as exc:
+                self._refuse(_ended_already(exc.run_id, exc.status))
+            except RunNotFoundError as exc:
+                self._refuse(str(exc))
+
+    def _refuse(self, reason: str) -> None:
+        self._refused += 1
+        self.complain(one_line(reason))
+
+
+def _ended_already(run_id: str, status: str) -> str:
+    return f"Workflow run {run_id} is {status} already."
 
 
 def _change_of(options: dict[str, Any]) -> dict[str, Any]:
