@@ -1,6 +1,9 @@
 """What the tests of the commands share: calling one, and two stores to transfer runs between."""
 
 import io
+import os
+import pty
+import sys
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -16,6 +19,16 @@ def source(sqlite_url, django_db_blocker):
 @pytest.fixture
 def target(redis_url, django_db_blocker):
     yield from emptied(redis_url, django_db_blocker)
+
+
+@pytest.fixture
+def keyboard(monkeypatch):
+    """A terminal as standard input, and what types on it."""
+    end, other_end = pty.openpty()
+    with os.fdopen(other_end) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield lambda text: os.write(end, text.encode())
+    os.close(end)
 
 
 def run_command(*args, **options):

@@ -193,3 +193,16 @@ def test_nothing_is_deleted_unasked(source, sqlite_url):
     with pytest.raises(CommandError, match=r"no terminal to ask on\. Pass --no-input"):
         call_command("prune_runs", older_than=timedelta(0), backend=sqlite_url)
     assert source.runs.count_runs() == 1
+
+
+def test_what_programs_read_is_nothing_but_records(source, sqlite_url, tmp_path, keyboard):
+    stored_run(source, workflow_name="w", status="failed")
+    found = [{"workflow_name": "w", "runs": 1, "states": None}]
+    arguments = ["prune_runs", "--older-than=0s", "--format=json", "--backend", sqlite_url]
+
+    keyboard("n\n")
+    assert json.loads(run_command(*arguments)) == found
+    assert source.runs.count_runs() == 1
+    arguments += ["--no-input", f"--archive={tmp_path / 'old.jsonl'}"]
+    assert json.loads(run_command(*arguments)) == found
+    assert source.runs.count_runs() == 0

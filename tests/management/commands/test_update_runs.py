@@ -154,3 +154,14 @@ def test_more_than_one_run_is_not_changed_unasked(source, sqlite_url):
     assert set(statuses(source).values()) == {"pending"}
     run_command("update_runs", "cancel", "--workflow=a", "--limit=1", backend=sqlite_url)
     assert sorted(statuses(source).values()) == ["cancelled", "pending"]
+
+
+def test_what_programs_read_is_counts_though_nothing_was_changed(source, sqlite_url, keyboard):
+    for _ in range(2):
+        stored_run(source, workflow_name="a")
+
+    keyboard("n\n")
+    text = run_command("update_runs", "cancel", workflow="a", backend=sqlite_url, format="json")
+
+    assert json.loads(text) == {"changed": 0, "unchanged": 0, "refused": 0}
+    assert set(statuses(source).values()) == {"pending"}

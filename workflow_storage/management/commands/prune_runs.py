@@ -57,7 +57,8 @@ class Command(LongCommand, StorageCommand):
 
     _deleted = 0
     _noun = "run"
-    _archive = ""
+    _archive = _archived = ""
+    _went_wrong = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add which runs, and what to do with them."""
@@ -126,16 +127,30 @@ class Command(LongCommand, StorageCommand):
             if options["dry_run"] or not found:
                 return
             if not self.confirmed(f"Delete {what}?", options):
-                self.say("Nothing was deleted.", options)
+                if output.is_table:
+                    self.say("Nothing was deleted.", options)
                 return
             total: int | None = runs
         else:
             total = None
-        all_went = True
+        self._delete(backend, which, keep, total, options)
+        if output.is_table:
+            self.say(f"{self._archived}{counted(self._deleted, self._noun)} deleted.", options)
+        if self._went_wrong:
+            raise CommandError("Some were not archived and deleted; see above.")
+
+    def _delete(
+        self,
+        backend: StorageBackend,
+        which: FinishedRunFilters,
+        keep: int | None,
+        total: int | None,
+        options: dict[str, Any],
+    ) -> None:
         if keep is not None:
             self._delete_states(backend, which, keep, total, options)
         elif options["archive"] is not None:
-            all_went = self._archive_and_delete(backend, which, total, options)
+            self._archive_and_delete(backend, which, total, options)
         else:
             with self.progress(total, options) as advance:
 
@@ -144,10 +159,6 @@ class Command(LongCommand, StorageCommand):
                     advance(deleted)
 
                 backend.runs.delete_finished(on_batch=count, **which)
-        if output.is_table:
-            self.say(f"{counted(self._deleted, self._noun)} deleted.", options)
-        if not all_went:
-            raise CommandError("Some were not archived and deleted; see above.")
 
     def goes_on_unread(self, options: dict[str, Any]) -> bool:
         """Return True, unless nothing is changed."""
@@ -238,8 +249,7 @@ class Command(LongCommand, StorageCommand):
         which: FinishedRunFilters,
         total: int | None,
         options: dict[str, Any],
-    ) -> bool:
-        """Archive runs, delete them, and return whether that went well with all of them."""
+    ) -> None:
         if backend.in_transaction():
             raise CannotMoveError
         path = options["archive"]
@@ -264,8 +274,8 @@ class Command(LongCommand, StorageCommand):
                 if done.run_id not in went_wrong:  # or else it is known already why
                     went_wrong.add(done.run_id)
                     self.complain(f"{one_line(done.run_id)}: {one_line(done.reason)}")
-        self.say(f"{counted(written, 'run')} written to {path}; {kept:,} kept.", options)
-        return lines_are_sound and not went_wrong
+        self._went_wrong = bool(went_wrong) or not lines_are_sound
+        self._archived = f"{counted(written, 'run')} written to {path}; {kept:,} kept.\n"
 
 
 def _check_archive(path: Path) -> None:

@@ -101,19 +101,16 @@ class Command(LongCommand, StorageCommand):
         if count > 1 and options["interactive"]:
             runs = self._shown(output, runs, options)
             if not self.confirmed(f"{action.capitalize()} {counted(count, 'run')}?", options):
-                self.say("Nothing was changed.", options)
+                if output.is_table:
+                    self.say("Nothing was changed.", options)
+                else:
+                    self._write_counts(output)
                 return
         self._change(backend, self.with_progress(runs, count, options), change)
         if output.is_table:
             self._say_changed(ACTIONS[action], options)
         else:
-            output.json(
-                {
-                    "changed": self._changed,
-                    "unchanged": self._unchanged,
-                    "refused": self._refused,
-                }
-            )
+            self._write_counts(output)
         self._fail_if_refused()
 
     def goes_on_unread(self, options: dict[str, Any]) -> bool:
@@ -129,6 +126,11 @@ class Command(LongCommand, StorageCommand):
         without = counted(self._unchanged, "run") + " without such a label"
         rest = f", {without}" if self._unchanged else ""
         self.say(f"{counted(self._changed, 'run')} {done}{rest}.", options)
+
+    def _write_counts(self, output: Output) -> None:
+        output.json(
+            {"changed": self._changed, "unchanged": self._unchanged, "refused": self._refused}
+        )
 
     def _fail_if_refused(self) -> None:
         if self._refused:
