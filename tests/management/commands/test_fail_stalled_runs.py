@@ -34,6 +34,19 @@ class TestFailStalledRuns:
         call_command("fail_stalled_runs", "--idle=1d", backend=any_url, stdout=out)
         assert out.getvalue() == "0 runs set to failed.\n"
 
+    def test_without_verbosity_it_says_nothing_unless_it_fails_a_run(self, backend, any_url):
+        out = io.StringIO()
+        arguments = {"idle": "15m", "verbosity": 0, "backend": any_url, "stdout": out}
+        call_command("fail_stalled_runs", **arguments)
+        assert out.getvalue() == ""
+        old = timezone.now() - timedelta(hours=1)
+        run = stored_run(backend, status="running", started_at=old)
+
+        call_command("fail_stalled_runs", **arguments)
+
+        assert run.id in out.getvalue()
+        assert "set to failed." not in out.getvalue()
+
     @pytest.mark.parametrize("idle", ["15", "m", "-1m", "1w", "1e3s", "9" * 30 + "d"])
     def test_a_time_that_is_none_is_a_command_error(self, idle):
         with pytest.raises(Exception, match=r"is no time|is too long|expected one argument"):

@@ -57,7 +57,7 @@ class Command(StorageCommand):
         output.rows(runs, run_columns(), run_record())
         if output.is_table:
             done = "would be set to failed" if options["dry_run"] else "set to failed"
-            output.line(f"{counted(len(runs), 'run')} {done}.")
+            self.say(f"{counted(len(runs), 'run')} {done}.", options)
 
     def interruption(self) -> str:
         """Return what was done."""
