@@ -4,12 +4,14 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from tests.management.conftest import run_transfer
+from tests.management.terminals import Terminal
 from workflow_storage.testing import stored_run
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,18 @@ def test_what_is_interrupted_says_how_to_go_on(source, sqlite_url, redis_url, ta
         call_command("copy_runs", source=sqlite_url, target=redis_url)
     assert caught.value.returncode == 130
     assert target.runs.count_runs() == 2
+
+
+def test_a_watch_says_how_many_runs_it_wrote(source, target, sqlite_url, redis_url):
+    stored_run(source, status="running")
+    arguments = ("--from", sqlite_url, "--to", redis_url, "--watch=0.1")
+    terminal = Terminal("copy_runs", *arguments, columns=200)
+    terminal.wait_for("1 copied")
+    time.sleep(0.5)  # in which it looks at the run again
+    terminal.press_ctrl_c()
+
+    assert terminal.end() == 130
+    assert "Interrupted after 1 run." in " ".join(terminal.lines)
 
 
 def test_without_verbosity_only_failures_are_shown(source, target, sqlite_url, redis_url):

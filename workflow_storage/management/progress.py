@@ -125,7 +125,7 @@ class TransferCommand(LongCommand):
     """What to do when it was interrupted."""
 
     _summary: OutputWrapper | None = None
-    _done = 0
+    _changes = 0
 
     def report(
         self,
@@ -159,10 +159,11 @@ class TransferCommand(LongCommand):
         """Go through the results, show the progress and what did not go well, and count."""
         tally = Tally()
         for result in self.with_progress(results, total, options):
+            before = tally.changes
             complaint = tally.add(result)
             if complaint and self.is_news(complaint):
                 self.complain(complaint)
-            self._done += not isinstance(result, DamagedLine)
+            self._changes += tally.changes - before
         return tally
 
     def is_news(self, complaint: str) -> bool:
@@ -170,8 +171,8 @@ class TransferCommand(LongCommand):
         return True
 
     def interruption(self) -> str:
-        """Return what was done, and how to go on."""
-        return f"Interrupted after {counted(self._done, 'run')}. {self.when_interrupted}"
+        """Return how many runs were written or deleted, and how to go on."""
+        return f"Interrupted after {counted(self._changes, 'run')}. {self.when_interrupted}"
 
     def keep_from_stdout(self) -> None:
         """Say everything on standard error, for standard output gets the runs."""
