@@ -22,6 +22,29 @@ def test_what_the_user_can_mend_is_a_command_error(args, message, db):
         call_command(*args)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["show_run", "the-run", "--state", "x"], {}),
+        (["show_run", "the-run", "--diff", "9..3"], {}),
+        (["update_runs", "label", "the-run", "--set", "x="], {}),
+        (["list_runs", "--label", "a=1", "--label", "a=2"], {}),
+        (["prune_runs", "--older-than", "1d", "--status", "running", "--no-input"], {}),
+        (["list_runs"], {"limit": 0}),
+        (["list_runs"], {"status": "done"}),
+        (["list_runs"], {"format": "xml"}),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_usage_errors(arguments, options, db):
+    from workflow_storage import create_storage_backend
+
+    create_storage_backend().runs.add(new_run(id="the-run"))
+    with pytest.raises(CommandError) as caught:
+        call_command(*arguments, **options)
+    assert caught.value.returncode == 2
+
+
 def test_a_command_that_reads_makes_no_file(tmp_path):
     for command in (["list_runs"], ["show_run", "x"]):
         with pytest.raises(CommandError, match="There is no file"):

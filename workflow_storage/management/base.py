@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from pydantic import ValidationError
 
-from workflow_storage.exceptions import RunNotFoundError, StorageError
+from workflow_storage.exceptions import InvalidStatusError, RunNotFoundError, StorageError
 from workflow_storage.factory import create_storage_backend, missing_file
 from workflow_storage.management.arguments import add_backend
 from workflow_storage.management.output import Output, add_format, leave_unread, unbreakable
@@ -149,11 +149,12 @@ def command_errors() -> Iterator[None]:
         raise
     except CommandError as exc:
         raise _in_one_line(exc, exc.returncode) from exc.__cause__
+    except (ArgumentTypeError, InvalidStatusError) as exc:
+        raise _in_one_line(exc, USAGE) from exc
     except (
         StorageError,
         ImproperlyConfigured,
         ValidationError,
-        ArgumentTypeError,
         TypeError,
         ValueError,
         OSError,
