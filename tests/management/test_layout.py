@@ -1,9 +1,13 @@
 """What fits into a terminal: numbers whole or not at all, the workflow always."""
 
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from workflow_storage import WorkflowRun
 from workflow_storage.management.layout import (
     GAP,
     ColumnCells,
@@ -12,6 +16,7 @@ from workflow_storage.management.layout import (
     folded,
     unique_length,
 )
+from workflow_storage.management.run_columns import run_columns
 
 TEXTS = st.text(st.characters(exclude_categories=["C", "Z", "M"]), max_size=60)
 
@@ -52,6 +57,35 @@ def test_a_table_is_no_wider_than_the_terminal_and_numbers_are_whole(rows, width
             assert taken == max(map(cell_len, [table[place].title, *table[place].cells]))
     ids = [one[: widths.get(0, 36)] for one in table[0].cells]
     assert len(set(ids)) == len(set(table[0].cells))
+
+
+@pytest.mark.parametrize("width", range(40, 200))
+def test_a_workflow_of_two_words_stands_in_one_line_beside_its_status(width):
+    lists = run_columns()
+    runs = [
+        WorkflowRun(
+            id=f"019c13aa-000{number}-7000-8000-000000000000",
+            workflow_name=name,
+            status=status,
+            started_at=datetime(2026, 1, 31, tzinfo=UTC),
+            duration_seconds=31.5,
+            total_tokens=1200,
+            current_node="a node " * number,
+            error_message="no total in the document",
+        )
+        for number, (name, status) in enumerate(
+            [("support-agent", "completed"), ("invoice-extraction of a year", "failed")]
+        )
+    ]
+    table = [
+        ColumnCells(one.title, [one.cell(run) for run in runs], one.kind, one.rank, one.least)
+        for one in lists
+    ]
+
+    widths = {lists[place].name: taken for place, taken in fitted(table, width).items()}
+
+    assert widths["workflow_name"] >= len("support-agent")
+    assert {"id", "status"} <= widths.keys()
 
 
 @given(ROWS, st.integers(40, 200))

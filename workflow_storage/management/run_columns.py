@@ -67,7 +67,8 @@ _KNOWN = (
         "Workflow",
         lambda run: as_text(run.workflow_name),
         rank=0,
-        least=12,
+        # With an id and a status beside it, all that the narrowest terminal has.
+        least=14,
         folds=True,
     ),
     Column(
