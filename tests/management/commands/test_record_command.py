@@ -83,9 +83,10 @@ def test_everything_behind_the_first_dashes_is_the_commands_own(source, sqlite_u
 
 @pytest.mark.slow
 def test_a_command_that_records_another_one_is_recorded(source, sqlite_url):
-    inner = ["record_command", "inner", "--backend", sqlite_url, "--", "check", "--tag", "models"]
+    inner = ["record_command", "--backend", sqlite_url, "inner", "--", "check", "--tag", "models"]
+    outer = ["record_command", "--backend", sqlite_url, "nightly", "--", *inner]
 
-    done = subprocess.run([*RECORD, sqlite_url, "--", *inner], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "manage.py", *outer], cwd=ROOT, check=False)
 
     assert done.returncode == 0
     commands = {run.workflow_name: run.inputs["command"] for run in source.runs.iter_runs()}
