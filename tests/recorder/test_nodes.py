@@ -33,12 +33,14 @@ def steps_of(backend, run):
 def test_a_checkpoint_in_a_node_has_its_name_time_and_usage(backend):
     with record_run("w", backend=backend) as run:
         run.add_usage(tokens=1)
+        begin = time.perf_counter()
         with run.node("ocr"):
             run.add_usage(tokens=10, cost_usd=0.1)
             time.sleep(0.05)
             run.save_state({"pages": 3})
             run.add_usage(tokens=20, cost_usd=0.2)
             run.save_state({"pages": 4})
+            taken = time.perf_counter() - begin
         run.save_state({"pages": 5}, "after")
 
     first, second, after = steps_of(backend, run)
@@ -46,7 +48,7 @@ def test_a_checkpoint_in_a_node_has_its_name_time_and_usage(backend):
     assert [step["tokens"] for step in (first, second, after)] == [10, 20, 1]
     assert [step["cost_usd"] for step in (first, second, after)] == [0.1, 0.2, None]
     assert 0.05 <= first["duration_seconds"] < 5
-    assert second["duration_seconds"] < first["duration_seconds"]
+    assert first["duration_seconds"] + second["duration_seconds"] <= taken
     assert after["duration_seconds"] is None
     assert {step["attempt"] for step in (first, second, after)} == {1}
     stored = only_run(backend)

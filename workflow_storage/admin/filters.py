@@ -49,6 +49,11 @@ class SelectionFilter(admin.ListFilter):
     def has_output(self) -> bool:
         return True
 
+    @property
+    def parameter_name(self) -> str:
+        """What themes of the admin tell filters apart by, as those of Django have it."""
+        return self.parameters[0]
+
     def expected_parameters(self) -> list[str | None]:
         return [*self.parameters]
 
