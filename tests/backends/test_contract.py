@@ -28,6 +28,7 @@ class TestPostgreSQLWithPreparedStatements(StorageContract):
         return opener(f"{postgres_url}?server_side_binding=true&prepare_threshold=5")
 
 
+@pytest.mark.slow
 class TestMariaDB(StorageContract):
     @pytest.fixture
     def open_backend(self, mysql_url):
