@@ -143,14 +143,9 @@ def _sending_on(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
 def _manage() -> list[str]:
     """Return what runs a management command of this project: as this process was begun, if it was so."""
     name = sys.argv[0]
-    begun_so = Path(name).name in {"manage.py", "django-admin"} or name.endswith(
-        "django/__main__.py"
-    )
-    return (
-        [sys.executable, name]
-        if begun_so and Path(name).is_file()
-        else [sys.executable, "-m", "django"]
-    )
+    # As a script, django/__main__.py would have its own folder searched for modules first.
+    begun_so = Path(name).name in {"manage.py", "django-admin"} and Path(name).is_file()
+    return [sys.executable, name] if begun_so else [sys.executable, "-m", "django"]
 
 
 def _environment(python_path: str | None) -> dict[str, str]:

@@ -162,3 +162,17 @@ def test_the_command_goes_on_if_nobody_reads_it(source, sqlite_url):
     (run,) = source.runs.list_runs(workflow_name="nightly")
     assert (process.returncode, process.stderr) == (0, "")
     assert (run.status, run.outputs["exit_code"]) == ("completed", 0)
+
+
+@pytest.mark.slow
+def test_it_works_in_a_process_that_was_begun_by_the_module_of_django(sqlite_url):
+    command = ["record_command", "x", "--backend", sqlite_url, "--", "check", "--tag", "models"]
+    done = subprocess.run(
+        [sys.executable, "-m", "django", *command],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "testproject.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no issues" in done.stdout
