@@ -115,6 +115,29 @@ def test_the_beginning_of_a_parent_is_as_good_as_its_id(any_backend, any_url):
     assert stalled.endswith("1 run set to failed.\n")
 
 
+def test_so_it_is_in_the_commands_that_sum_up_change_copy_and_delete(
+    any_backend, any_url, tmp_path
+):
+    stored_run(any_backend, id="parent-1")
+    stored_run(any_backend, id="child", parent_id="parent-1", started_at=LONG_AGO)
+    file = tmp_path / "runs.jsonl"
+
+    (row,) = json.loads(run_command("run_stats", parent="par", backend=any_url, format="json"))
+    assert row["runs"] == 1
+    run_command("export_runs", str(file), parent="par", backend=any_url)
+    assert [json.loads(line)["run"]["id"] for line in file.read_text().splitlines()] == ["child"]
+    target = f"sqlite:///{tmp_path}/target.db"
+    run_command("copy_runs", source=any_url, target=target, parent="par")
+    assert run_command("list_runs", backend=target, format="csv").count("\n") == 2
+    run_command("update_runs", "cancel", parent="par", backend=any_url, interactive=False)
+    assert any_backend.runs.get("child").status == "cancelled"
+    assert any_backend.runs.get("parent-1").status == "pending"
+    options = {"older_than": "0m", "parent": "par", "interactive": False}
+    run_command("prune_runs", backend=any_url, **options)
+    assert any_backend.runs.get("child") is None
+    assert any_backend.runs.get("parent-1") is not None
+
+
 def test_runs_are_found_by_their_error_in_databases_only(any_backend, any_url):
     stored_run(any_backend, id="a", status="failed", error_message="TimeoutError: gone")
     stored_run(any_backend, id="b", status="failed", error_message="ValueError")

@@ -12,7 +12,7 @@ from django.utils import timezone
 from workflow_storage.exceptions import StorageUnavailableError
 from workflow_storage.factory import create_storage_backend
 from workflow_storage.management.arguments import STORE, add_selection, seconds, selection_of
-from workflow_storage.management.base import existing_backend
+from workflow_storage.management.base import existing_backend, with_found_parent
 from workflow_storage.management.progress import TransferCommand
 from workflow_storage.management.text import as_text, one_line
 from workflow_storage.transfer import copy_changed_runs, copy_runs
@@ -76,7 +76,7 @@ class Command(TransferCommand):
         if options["watch"] is not None:
             self._watch(source, target, options)
             return
-        filters = selection_of(options)
+        filters = with_found_parent(source, selection_of(options))
         total = source.runs.count_runs(**filters)
         copied = copy_runs(source, target, move=options["move"], **filters)
         self.report(copied, total, "copied", options)
@@ -105,7 +105,7 @@ class Command(TransferCommand):
         pause, move = seconds(options["watch"]), options["move"]
         while True:
             now = timezone.now()
-            filters = selection_of(options)
+            filters = with_found_parent(source, selection_of(options))
             try:
                 if since is None or time.monotonic() >= all_again_at:
                     all_again_at = time.monotonic() + ALL_AGAIN_EVERY

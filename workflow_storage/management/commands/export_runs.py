@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.management.arguments import add_backend, add_selection, selection_of
-from workflow_storage.management.base import existing_backend
+from workflow_storage.management.base import existing_backend, with_found_parent
 from workflow_storage.management.progress import TransferCommand
 from workflow_storage.transfer import export_runs, is_stream
 
@@ -38,6 +38,6 @@ class Command(TransferCommand):
         if is_stream(Path(options["file"])):
             self.keep_from_stdout()
         source = existing_backend(options["backend"])
-        filters = selection_of(options)
+        filters = with_found_parent(source, selection_of(options))
         total = source.runs.count_runs(**filters)
         self.report(export_runs(source, options["file"], **filters), total, "written", options)

@@ -20,7 +20,12 @@ from workflow_storage.management.arguments import (
     narrow_selection_of,
     whole_number,
 )
-from workflow_storage.management.base import StorageCommand, add_no_input, usage_error
+from workflow_storage.management.base import (
+    StorageCommand,
+    add_no_input,
+    usage_error,
+    with_found_parent,
+)
 from workflow_storage.management.output import Column, Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.text import as_count, as_text, counted, one_line
@@ -113,7 +118,7 @@ class Command(LongCommand, StorageCommand):
         if options["archive"] is not None:
             _check_archive(Path(options["archive"]))
         self._noun = "run" if keep is None else "state"
-        which = _which(options, states_only=keep is not None)
+        which = _which(backend, options, states_only=keep is not None)
         # Who wants to hear nothing need not wait for the counting.
         if options["dry_run"] or options["interactive"] or options["verbosity"]:
             found = self._found(backend, which, keep, options)
@@ -295,8 +300,10 @@ def _check_archive(path: Path) -> None:
         raise ExportFileError(str(path), f"the folder {folder} cannot be written to")
 
 
-def _which(options: dict[str, Any], *, states_only: bool) -> FinishedRunFilters:
-    selected = narrow_selection_of(options)
+def _which(
+    backend: StorageBackend, options: dict[str, Any], *, states_only: bool
+) -> FinishedRunFilters:
+    selected = with_found_parent(backend, narrow_selection_of(options))
     before = moment(options["older_than"])
     statuses = selected["status"]
     if statuses is None:

@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.management.arguments import add_selection, selection_of
-from workflow_storage.management.base import StorageCommand
+from workflow_storage.management.base import StorageCommand, with_found_parent
 from workflow_storage.management.statistics import (
     compared_groups,
     in_all,
@@ -63,7 +63,7 @@ class Command(StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Write a line for each group."""
         by = groups(options["by"])
-        rows = compared_groups(backend, by, selection_of(options))
+        rows = compared_groups(backend, by, with_found_parent(backend, selection_of(options)))
         with_changes = any(row.before is not None for row in rows)
         if output.is_table and len(rows) > 1:
             is_by_time = any(name in TIMES for name in by)

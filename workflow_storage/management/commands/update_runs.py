@@ -20,6 +20,7 @@ from workflow_storage.management.base import (
     add_no_input,
     found_run,
     usage_error,
+    with_found_parent,
 )
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.run_columns import run_columns, run_record
@@ -230,6 +231,7 @@ def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator
         return iter(runs.values()), len(runs)
     if options["action"] in {"cancel", "fail"} and filters["status"] is None:
         filters["status"] = OPEN
+    filters = with_found_parent(backend, filters)
     limit = limit_of(options)
     count = backend.runs.count_runs(**filters)
     return (
