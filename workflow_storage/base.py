@@ -420,11 +420,24 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
             yield run
 
     @abstractmethod
-    def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
+    def list_stalled(
+        self,
+        idle: timedelta,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> list[WorkflowRun]:
         """Return the running runs without a sign of life for longer than `idle`.
 
         Signs of life are the start of the attempt, a heartbeat and a checkpoint. Newest start of
         the run first.
+
+        Args:
+            idle: how long.
+            before: as for `list_runs`: the page after this run.
+            limit: how many at most; None for all.
+            **filters: see `RunFilters`.
         """
 
     alist_stalled = async_twin(list_stalled)
@@ -539,23 +552,40 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         """Async twin of `list_by_workflow`."""
         return await self.alist_runs(workflow_name=workflow_name, limit=limit)
 
-    def iter_runs(self, **filters: Unpack[RunFilters]) -> Iterator[WorkflowRun]:
+    def iter_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> Iterator[WorkflowRun]:
         """Yield all matching runs in the order of `list_runs`, in memory bounded by bytes.
 
         They are read in pages of 20, which grow while they are below 1 MB and shrink above 8.
         Runs may be added, changed and deleted meanwhile; each is given at most once.
+
+        Args:
+            before: as for `list_runs`: those after this run.
+            limit: how many at most; None for all.
+            **filters: see `RunFilters`.
         """
-        length = PageLength()
-        last: WorkflowRun | None = None
+        length = PageLength(limit)
+        last = before
         while page := self.list_runs(before=last, limit=length.runs, **filters):
             last = page[-1]
             length.after(page)
             yield from emptied(page)
 
-    async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
+    async def aiter_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> AsyncIterator[WorkflowRun]:
         """Async twin of `iter_runs`."""
-        length = PageLength()
-        last: WorkflowRun | None = None
+        length = PageLength(limit)
+        last = before
         while page := await self.alist_runs(before=last, limit=length.runs, **filters):
             last = page[-1]
             length.after(page)

@@ -33,20 +33,29 @@ _REST = 1000
 class PageLength:
     """The length of the next page of runs, by the bytes that the pages before had.
 
-    Attributes:
-        runs: how many runs to read next.
+    Args:
+        limit: how many runs to read in all; None for as many as there are.
     """
 
-    def __init__(self) -> None:
-        self.runs = FIRST_PAGE
+    def __init__(self, limit: int | None = None) -> None:
+        self._left = limit
+        self._by_size = FIRST_PAGE
+
+    @property
+    def runs(self) -> int:
+        """How many runs to read next; 0 if there were as many as are to be read."""
+        return self._by_size if self._left is None else min(self._by_size, self._left)
 
     def after(self, page: Iterable[object]) -> None:
-        """Take into account how large a page was."""
-        size = sum(map(size_of, page))
+        """Take into account how many runs a page had, and how large it was."""
+        sizes = [*map(size_of, page)]
+        if self._left is not None:
+            self._left = max(0, self._left - len(sizes))
+        size = sum(sizes)
         if size < SMALL_PAGE:
-            self.runs = min(2 * self.runs, LONGEST_PAGE)
+            self._by_size = min(2 * self._by_size, LONGEST_PAGE)
         elif size > LARGE_PAGE:
-            self.runs = max(1, self.runs // 2)
+            self._by_size = max(1, self._by_size // 2)
 
 
 def emptied(page: list[_T]) -> Iterator[_T]:

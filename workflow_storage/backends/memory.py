@@ -319,10 +319,24 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         finished.sort(key=lambda run: (run.completed_at, run.id))
         yield from map(_Run.copied, finished[: valid.limit])
 
-    def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
+    def list_stalled(
+        self,
+        idle: timedelta,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
+        most = None if limit is None else valid_count("limit", limit)
         with self._store.lock:
-            return [run.copied() for run in sorted(self._silent(idle), key=_place, reverse=True)]
+            wanted = {run.id for run in self._matching(filters)}
+            found = (run for run in self._silent(idle) if run.id in wanted)
+            stalled = sorted(found, key=_place, reverse=True)
+            if before is not None:
+                last = before if isinstance(before, WorkflowRun) else self._store.run(before)
+                stalled = [run for run in stalled if _place(run) < _place(last)]
+            return [run.copied() for run in stalled[:most]]
 
     def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:
         """See `AbstractWorkflowRunRepository.fail_stalled`."""

@@ -368,9 +368,24 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         return finished.spares(Place.of(run))
 
     @reading
-    def list_stalled(self, idle: timedelta) -> list[WorkflowRun]:
+    def list_stalled(
+        self,
+        idle: timedelta,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> list[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.list_stalled`."""
-        return list(self._rows.stalled(idle).order_by("-started_at", "-id"))
+        # Few runs are running, and they are in the order of their own start.
+        valid = valid_filters(filters)._replace(by_label=False)
+        position = None if before is None else self._position(before)
+        most = None if limit is None else valid_count("limit", limit)
+        stalled = self._rows.stalled(idle)
+        if valid.match_none:
+            return []
+        runs = with_values(stalled, conditions_of(valid, position))
+        return list(runs.order_by(*order_of(valid))[:most])
 
     @translates_errors
     def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:

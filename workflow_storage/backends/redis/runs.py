@@ -56,6 +56,7 @@ from workflow_storage.querysets import stalled_before
 from workflow_storage.serialization import load_json
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import (
+    MAX_COUNT,
     MAX_NODE_ID,
     equal_runs,
     is_possible_id,
@@ -147,24 +148,38 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             raise RunNotFoundError(before)
         return entry_of(run.started_at, run.id)
 
-    def iter_runs(self, **filters: Unpack[RunFilters]) -> Iterator[WorkflowRun]:
+    def iter_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> Iterator[WorkflowRun]:
         """See `AbstractWorkflowRunRepository.iter_runs`."""
         valid = valid_filters(filters)
-        newest = NewestRuns(self.store, valid)
-        length = PageLength()
-        while not valid.match_none:
+        position = None if before is None else self.store.execute(self._position(before))
+        newest = NewestRuns(self.store, valid, position)
+        length = PageLength(None if limit is None else valid_count("limit", limit))
+        while length.runs and not valid.match_none:
             page = self.store.execute(newest.page(length.runs))
             if page is None:
                 return
             length.after(page)
             yield from emptied(page)
 
-    async def aiter_runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator[WorkflowRun]:
+    async def aiter_runs(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> AsyncIterator[WorkflowRun]:
         """Async twin of `iter_runs`."""
         valid = valid_filters(filters)
-        newest = NewestRuns(self.store, valid)
-        length = PageLength()
-        while not valid.match_none:
+        position = None if before is None else await self.store.aexecute(self._position(before))
+        newest = NewestRuns(self.store, valid, position)
+        length = PageLength(None if limit is None else valid_count("limit", limit))
+        while length.runs and not valid.match_none:
             page = await self.store.aexecute(newest.page(length.runs))
             if page is None:
                 return
@@ -349,13 +364,32 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
             for run in emptied(page):
                 yield run
 
-    def _list_stalled(self, idle: timedelta) -> Operation[list[WorkflowRun]]:
-        stalled = []
-        for run_ids in _batches((yield from self._silent(idle))):
+    def _list_stalled(
+        self,
+        idle: timedelta,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> Operation[list[WorkflowRun]]:
+        valid = valid_filters(filters)
+        position = None if before is None else (yield from self._position(before))
+        cutoff = stalled_before(idle)
+        most = MAX_COUNT if limit is None else valid_count("limit", limit)
+        if valid.match_none or RunStatus.RUNNING not in (valid.statuses or RunStatus):
+            return []
+        running = NewestRuns(self.store, valid._replace(statuses=[RunStatus.RUNNING]), position)
+        stalled: list[WorkflowRun] = []
+        while len(stalled) < most and (entries := (yield from running.entries(PAGE))):
+            run_ids = yield from self._silent_of(entries, cutoff)
             replies = yield read_runs(self.store, run_ids)
             runs = map(run_from, run_ids, replies)
-            stalled += [run for run in runs if run is not None and run.status == RunStatus.RUNNING]
-        return stalled
+            stalled += [
+                run
+                for run in runs
+                if run is not None and run.status == RunStatus.RUNNING and valid.matches(run)
+            ]
+        return stalled[:most]
 
     list_stalled = blocking(_list_stalled)
     alist_stalled = awaitable(_list_stalled)
@@ -365,18 +399,25 @@ class RedisWorkflowRunRepository(RedisRepository, AbstractWorkflowRunRepository)
 
         Not by their start in the index: a clock may have gone back before the attempt began.
         """
-        cutoff = time_text(stalled_before(idle)).encode()
+        cutoff = stalled_before(idle)
         running = NewestRuns(self.store, valid_filters({"status": RunStatus.RUNNING}))
         silent: list[str] = []
         while entries := (yield from running.entries(PAGE)):
-            run_ids = [run_id for _, run_id in map(parsed_entry, entries)]
-            replies = yield read_signs(self.store, run_ids)
-            for run_id, (status, started, attempt_started, *others) in zip(
-                run_ids, replies, strict=True
-            ):
-                signs = (attempt_started or started, *others)
-                if status == _RUNNING and all(sign is None or sign < cutoff for sign in signs):
-                    silent.append(run_id)
+            silent += yield from self._silent_of(entries, cutoff)
+        return silent
+
+    def _silent_of(self, entries: list[bytes], cutoff: datetime) -> Operation[list[str]]:
+        """Return the ids of those of some entries that are running, without a sign of life since."""
+        latest = time_text(cutoff).encode()
+        run_ids = [run_id for _, run_id in map(parsed_entry, entries)]
+        replies = (yield read_signs(self.store, run_ids)) if run_ids else ()
+        silent = []
+        for run_id, (status, started, attempt_started, *others) in zip(
+            run_ids, replies, strict=True
+        ):
+            signs = (attempt_started or started, *others)
+            if status == _RUNNING and all(sign is None or sign < latest for sign in signs):
+                silent.append(run_id)
         return silent
 
     def _fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> Operation[int]:

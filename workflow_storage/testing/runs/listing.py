@@ -163,6 +163,32 @@ class ListingContract:
         assert len(seen) == 4 * FIRST_PAGE + 5
         assert backend.runs.count_runs() == 0
 
+    def test_iter_runs_begins_and_ends_where_it_is_told(self, backend: StorageBackend) -> None:
+        now = timezone.now()
+        for number in range(2 * FIRST_PAGE + 5):
+            stored_run(
+                backend,
+                id=f"{number:03}",
+                labels={"kind": "odd" if number % 2 else "even"},
+                started_at=now - timedelta(seconds=number // 4),
+            )
+        listed = ids(backend.runs.list_runs())
+        odd = ids(backend.runs.list_runs(labels={"kind": "odd"}))
+
+        def iterated(**arguments: Any) -> list[str]:
+            return ids(list(backend.runs.iter_runs(**arguments)))
+
+        assert iterated(limit=FIRST_PAGE + 3) == listed[: FIRST_PAGE + 3]
+        assert iterated(limit=0) == []
+        assert iterated(limit=1000, before=listed[6]) == listed[7:]
+        last = backend.runs.get(listed[6])
+        assert iterated(limit=FIRST_PAGE + 1, before=last) == listed[7 : FIRST_PAGE + 8]
+        assert iterated(before=odd[2], labels={"kind": "odd"}, limit=4) == odd[3:7]
+        with pytest.raises(RunNotFoundError):
+            iterated(before="gone")
+        with pytest.raises(ValueError, match="limit is -1"):
+            iterated(limit=-1)
+
     def test_iter_runs_bounds_its_memory_by_bytes(self, backend: StorageBackend) -> None:
         outputs = {"text": "x" * 1_000_000}
         for _ in range(60):

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from workflow_storage import Checkpoint, RunStatus, StatusConflictError, StorageBackend
+from workflow_storage import (
+    Checkpoint,
+    RunNotFoundError,
+    RunStatus,
+    StatusConflictError,
+    StorageBackend,
+)
 from workflow_storage.testing.sample_runs import (
     STATUSES,
     ids,
@@ -47,6 +53,40 @@ class StalledContract:
 
         assert ids(stalled) == newest_first([silent, once_beating])
         assert backend.runs.list_stalled(timedelta(hours=3)) == []
+
+    def test_stalled_runs_are_selected_and_paged_like_all_others(
+        self, backend: StorageBackend
+    ) -> None:
+        old = timezone.now() - timedelta(hours=2)
+        for number in range(7):
+            stored_run(
+                backend,
+                id=str(number),
+                workflow_name="a" if number % 2 else "b",
+                status="running",
+                labels={"tenant": "acme", "n": str(number)},
+                started_at=old - timedelta(minutes=number // 3),
+            )
+        stored_run(backend, id="alive", workflow_name="a", status="running")
+        hour = timedelta(hours=1)
+        listed = ids(backend.runs.list_stalled(hour))
+
+        def stalled(**arguments: Any) -> list[str]:
+            return ids(backend.runs.list_stalled(hour, **arguments))
+
+        assert listed == ["2", "1", "0", "5", "4", "3", "6"]
+        assert stalled(limit=3) == listed[:3]
+        assert stalled(limit=0) == []
+        assert stalled(before="0", limit=2) == ["5", "4"]
+        assert stalled(before=backend.runs.get("3")) == ["6"]
+        assert stalled(workflow_name="a") == ["1", "5", "3"]
+        assert stalled(labels={"tenant": "acme", "n": "4"}) == ["4"]
+        assert stalled(labels={"tenant": "acme"}, limit=2, before="1") == ["0", "5"]
+        assert stalled(started_before=old) == ["5", "4", "3", "6"]
+        assert stalled(status=["running", "failed"]) == listed
+        assert stalled(status="failed") == stalled(workflow_name=[]) == []
+        with pytest.raises(RunNotFoundError):
+            stalled(before="gone")
 
     def test_the_newest_checkpoint_is_the_sign_of_life(self, backend: StorageBackend) -> None:
         now = timezone.now()
