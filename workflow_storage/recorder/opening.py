@@ -117,11 +117,23 @@ class Beginning:
 
 
 class Resumption:
-    """A run that is stored; see `resume_run`."""
+    """A run that is stored; see `resume_run`.
 
-    def __init__(self, run_id: str, stalled_after: timedelta | None) -> None:
+    Args:
+        run_id: which run.
+        stalled_after: as for `resume_run`.
+        statuses: those that it is resumed from. With ``running``, it is taken from whoever has it.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        stalled_after: timedelta | None = None,
+        statuses: tuple[RunStatus, ...] = RESUMABLE,
+    ) -> None:
         self._run_id = run_id
         self._stalled_after = stalled_after
+        self._statuses = statuses
 
     def steps(self, backend: StorageBackend, inputs: Any) -> Steps[Opened]:
         """Begin the next attempt of the run."""
@@ -129,7 +141,7 @@ class Resumption:
         if self._stalled_after is not None:
             yield Call(runs, "fail_stalled", (self._stalled_after,), {"run_id": self._run_id})
         before = yield from self._read(backend)
-        if before.status not in RESUMABLE:
+        if before.status not in self._statuses:
             raise (yield from self._refusal(backend))
         # First of all, for one that is damaged is to be mended before anybody begins.
         last = yield Call(states, "get_latest_checkpoint", (self._run_id,))
@@ -141,7 +153,8 @@ class Resumption:
             if (yield Call(states, "get_state", (self._run_id, next_step))) is not None:
                 last = yield Call(states, "get_latest_checkpoint", (self._run_id,))
         except BaseException:
-            yield from self._take_back(backend, before, attempt)
+            if before.status != RunStatus.RUNNING:  # whoever had it has lost it for good
+                yield from self._take_back(backend, before, attempt)
             raise
         return Opened.of(before, backend, attempt, last)
 
@@ -161,7 +174,7 @@ class Resumption:
             "update_status",
             (self._run_id, RunStatus.RUNNING),
             {
-                "expected": RESUMABLE,
+                "expected": self._statuses,
                 "attempt": before.attempt,
                 "attempt_started_at": _time_of_beginning(),
                 "worker": this_worker(),
@@ -193,7 +206,7 @@ class Resumption:
         return NotResumableError(
             self._run_id,
             run.status,
-            tuple(RESUMABLE),
+            self._statuses,
             run.attempt,
             run.worker,
             run.completed_at or run.attempt_started_at,
