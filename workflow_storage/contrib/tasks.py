@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -20,12 +20,12 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunLostError,
     RunNotFoundError,
+    StatusConflictError,
 )
-from workflow_storage.recorder.opening import Beginning, Opened, Resumption
+from workflow_storage.recorder.opening import AROUND, Beginning, Opened, Resumption, id_around
 from workflow_storage.recorder.recording import Recording
-from workflow_storage.recorder.run import RecordedRun, run_around
 from workflow_storage.serialization import payload_json
-from workflow_storage.status import RunStatus
+from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import (
     MAX_LABEL_VALUE,
     MAX_RUN_ID,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from workflow_storage.base import StorageBackend
+    from workflow_storage.recorder.run import RecordedRun
     from workflow_storage.recorder.steps import Steps
 
 _P = ParamSpec("_P")
@@ -58,6 +59,10 @@ class Task(NamedTuple):
     name: str
     inputs: Any = None
     labels: dict[str, str] = {}
+    parent_id: str | None = None
+    """The run that it comes from, if none is recorded around the caller."""
+    parent_id: str | None = None
+    """The run that it is part of; None for the one that is recorded around the caller, if any."""
 
     @property
     def run_id(self) -> str:
@@ -119,18 +124,17 @@ def keeping_transaction(backend: StorageBackend) -> AbstractContextManager[Any]:
 
 
 def enqueue(task: Task, backend: StorageBackend) -> None:
-    """Store the run of a task that waits, unless it has one. The run around is its parent.
+    """Store the run of a task that waits, unless it has one.
 
     A queue that knows nothing of transactions can begin the task before the caller's is committed;
-    have this called by ``backend.on_commit()`` then.
+    have this called by ``backend.on_commit()`` then, for a task that has a `parent_id`.
     """
     from workflow_storage.models import WorkflowRun
 
-    around = run_around()
-    parent = around is not None and around.backend.runs is backend.runs and around.run_id
+    parent_id = task.parent_id or id_around(backend)
     with keeping_transaction(backend):
         try:
-            backend.runs.add(WorkflowRun(parent_id=parent or None, **task.fields()))
+            backend.runs.add(WorkflowRun(parent_id=parent_id, **task.fields()))
         except RunAlreadyExistsError:
             logger.debug("Task %s has a run", task.id)
 
@@ -139,20 +143,25 @@ class _Attempt:
     """The next attempt of a task, whatever became of the one before; its first one, if there is none."""
 
     def __init__(self, task: Task) -> None:
-        self._fields = task.fields()
+        self._task = task
 
     def steps(self, backend: StorageBackend, inputs: Any) -> Steps[Opened]:
         """Begin the attempt."""
-        run_id = self._fields["id"]
-        again = Resumption(run_id, statuses=tuple(RunStatus))
+        again = Resumption(self._task.run_id, statuses=tuple(RunStatus))
         try:
             return (yield from again.steps(backend, inputs))
         except RunNotFoundError:
             pass
-        name, labels = self._fields["workflow_name"], self._fields["labels"]
-        first = Beginning(name, None, run_id, labels)
+        fields = self._task.fields()
+        first = Beginning(
+            fields["workflow_name"],
+            None,
+            fields["id"],
+            fields["labels"],
+            AROUND if self._task.parent_id is None else self._task.parent_id,
+        )
         try:
-            return (yield from first.steps(backend, self._fields["inputs"]))
+            return (yield from first.steps(backend, fields["inputs"]))
         except RunAlreadyExistsError:  # it was stored as waiting meanwhile
             return (yield from again.steps(backend, inputs))
 
@@ -211,6 +220,52 @@ def finish(task_id: str, *, outputs: Any = None, exc: BaseException | None = Non
     return True
 
 
+def put_back(task_id: str, error_message: str | None = None) -> bool:
+    """Let the run of a task that this thread has begun wait for its next attempt.
+
+    Args:
+        task_id: which task.
+        error_message: why the attempt failed; None for one that did not.
+
+    Returns:
+        Whether this thread had begun it.
+    """
+    found = _recorded.pop((run_id_of(task_id), threading.get_ident()), None)
+    if found is None:
+        return False
+    run = found.run
+    found.recording.leave(RunStatus.PENDING)
+    totals = {"total_tokens": run.total_tokens, "total_cost_usd": run.total_cost_usd}
+    wait(run.run_id, run.attempt, run.backend, error_message, **totals)
+    return True
+
+
+def wait(
+    run_id: str,
+    attempt: int,
+    backend: StorageBackend,
+    error_message: str | None = None,
+    **fields: Any,
+) -> None:
+    """Let a running run wait for its next attempt, if it is in an attempt.
+
+    Args:
+        run_id: which run.
+        attempt: the attempt.
+        backend: the store.
+        error_message: why the attempt failed; None for one that did not.
+        **fields: what is stored with it.
+    """
+    change = backend.runs.update_status
+    if error_message is None:
+        change(run_id, RunStatus.PENDING, attempt=attempt, **fields)
+        return
+    fields["error_message"] = error_message
+    # So the attempt is kept as one that has failed, with its error.
+    change(run_id, RunStatus.FAILED, attempt=attempt, **fields)
+    change(run_id, RunStatus.PENDING, expected=RunStatus.FAILED, attempt=attempt, **fields)
+
+
 def end(
     task: Task,
     status: RunStatus,
@@ -237,7 +292,9 @@ def end(
     with keeping_transaction(backend):
         run = backend.runs.get(task.run_id)
         if run is None:
-            backend.runs.add(WorkflowRun(status=status, **task.fields(), **fields))
+            backend.runs.add(
+                WorkflowRun(status=status, parent_id=task.parent_id, **task.fields(), **fields)
+            )
         elif not RunStatus(run.status).is_terminal:
             backend.runs.update_status(
                 task.run_id,

@@ -109,11 +109,9 @@ class Beginning:
 
     def _parent_id(self, backend: StorageBackend) -> str | None:
         parent: RecordedRun | str | None = self._parent
-        if self._parent is not AROUND:
-            return parent.run_id if isinstance(parent, RecordedRun) else parent
-        around = run_around()
-        is_here = around is not None and around.backend.runs is backend.runs
-        return around.run_id if around is not None and is_here else None
+        if self._parent is AROUND:
+            return id_around(backend)
+        return parent.run_id if isinstance(parent, RecordedRun) else parent
 
 
 class Resumption:
@@ -231,6 +229,12 @@ class Resumption:
             )
         except StorageError:
             logger.warning("Workflow run %s is left running", self._run_id, exc_info=True)
+
+
+def id_around(backend: StorageBackend) -> str | None:
+    """Return the id of the run that is recorded around the caller, if there is one in this store."""
+    around = run_around()
+    return around.run_id if around is not None and around.backend.runs is backend.runs else None
 
 
 def this_worker() -> str:
