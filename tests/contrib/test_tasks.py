@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import connections, transaction
 
-from workflow_storage import current_run, record_run
+from workflow_storage import RunLostError, current_run, record_run
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.tasks import Task
 from workflow_storage.recorder import RecordedRun
@@ -49,6 +49,26 @@ class TestEnqueue:
         tasks.finish("task-1", outputs=1)
 
         assert backend.runs.get("task-1").status == "completed"
+
+    def test_a_task_that_comes_from_no_run_around_has_the_parent_that_it_names(self, backend):
+        tasks.enqueue(TASK._replace(parent_id="chain-1"), backend)
+        tasks.start(Task("task-2", "w", parent_id="chain-1"), backend)
+        tasks.finish("task-2")
+
+        parents = {run.id: run.parent_id for run in backend.runs.list_runs()}
+        assert parents == {"task-1": "chain-1", "task-2": "chain-1"}
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [("failed", "pending"), ("completed", "pending"), ("running", "running")],
+    )
+    def test_one_that_has_ended_waits_again_for_who_says_so(self, backend, before, after):
+        tasks.enqueue(TASK, backend)
+        backend.runs.update_status("task-1", before)
+
+        tasks.enqueue(TASK, backend, again=True)
+
+        assert backend.runs.get("task-1").status == after
 
 
 class TestAttempt:
@@ -151,6 +171,46 @@ class TestAttempt:
 
     def test_one_that_was_not_begun_here_is_not_ended_here(self, backend):
         assert not tasks.finish("task-1")
+
+
+class TestPutBack:
+    def test_the_run_waits_and_its_attempt_has_failed(self, backend):
+        run = tasks.start(TASK, backend)
+        run.add_usage(tokens=3)
+
+        assert tasks.put_back("task-1", "OSError: no route")
+
+        stored = backend.runs.get("task-1")
+        assert (stored.status, stored.error_message) == ("pending", "OSError: no route")
+        assert stored.total_tokens == 3
+        assert stored.duration_seconds is not None
+        assert run.status == "pending"
+        with pytest.raises(LookupError):
+            current_run()
+        assert tasks.start(TASK, backend).total_tokens == 3
+        tasks.finish("task-1")
+        assert attempts(backend) == [(1, "failed"), (2, "completed")]
+        (first, second) = backend.runs.list_attempts("task-1")
+        assert (first.error_message, second.error_message) == ("OSError: no route", None)
+
+    def test_without_an_error_its_attempt_has_not_failed(self, backend):
+        tasks.start(TASK, backend)
+
+        tasks.put_back("task-1")
+
+        assert attempts(backend) == [(1, "pending")]
+
+    def test_whoever_lost_the_run_does_not_put_it_back(self, backend):
+        tasks.start(TASK, backend)
+        backend.runs.update_status("task-1", "running", worker="other")
+
+        with pytest.raises(RunLostError):
+            tasks.put_back("task-1", "late")
+
+        assert attempts(backend) == [(1, "failed"), (2, "running")]
+
+    def test_one_that_was_not_begun_here_is_not_put_back_here(self, backend):
+        assert not tasks.put_back("task-1")
 
 
 class TestEnd:

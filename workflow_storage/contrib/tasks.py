@@ -60,8 +60,6 @@ class Task(NamedTuple):
     inputs: Any = None
     labels: dict[str, str] = {}
     parent_id: str | None = None
-    """The run that it comes from, if none is recorded around the caller."""
-    parent_id: str | None = None
     """The run that it is part of; None for the one that is recorded around the caller, if any."""
 
     @property
@@ -123,11 +121,16 @@ def keeping_transaction(backend: StorageBackend) -> AbstractContextManager[Any]:
     return transaction.atomic(using=backend.alias)
 
 
-def enqueue(task: Task, backend: StorageBackend) -> None:
+def enqueue(task: Task, backend: StorageBackend, *, again: bool = False) -> None:
     """Store the run of a task that waits, unless it has one.
 
     A queue that knows nothing of transactions can begin the task before the caller's is committed;
     have this called by ``backend.on_commit()`` then, for a task that has a `parent_id`.
+
+    Args:
+        task: which task.
+        backend: the store.
+        again: let a run that has ended wait again; for who knows that nobody has begun the task yet.
     """
     from workflow_storage.models import WorkflowRun
 
@@ -137,6 +140,11 @@ def enqueue(task: Task, backend: StorageBackend) -> None:
             backend.runs.add(WorkflowRun(parent_id=parent_id, **task.fields()))
         except RunAlreadyExistsError:
             logger.debug("Task %s has a run", task.id)
+            if again:
+                with suppress(StatusConflictError):
+                    backend.runs.update_status(
+                        task.run_id, RunStatus.PENDING, expected=TERMINAL_STATUSES
+                    )
 
 
 class _Attempt:

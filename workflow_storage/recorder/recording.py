@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from workflow_storage.config import StorageConfig
+    from workflow_storage.status import RunStatus
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 _R = TypeVar("_R")
@@ -197,6 +198,17 @@ class Recording:
             return carried_out(finished(*opened, exc))
         finally:
             self._stop_heartbeats()
+
+    def leave(self, status: RunStatus) -> None:
+        """Leave the block, and write nothing: whoever calls it tells the store what becomes of the run.
+
+        Args:
+            status: what the run is from now on.
+        """
+        opened = self._left()
+        if opened is not None:
+            opened.run.status = status
+        self._stop_heartbeats()
 
     async def __aexit__(
         self,
