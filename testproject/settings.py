@@ -1,6 +1,7 @@
 """Settings of the sample site: SQLite beside manage.py, or the database of DATABASE_URL."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import dj_database_url
@@ -22,6 +23,8 @@ INSTALLED_APPS = [
     "workflow_storage",
     "testproject",
 ]
+if find_spec("langgraph"):
+    INSTALLED_APPS.append("workflow_storage.contrib.langgraph")
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -100,17 +100,18 @@ def is_delta(stored: bytes) -> bool:
     return stored.startswith(_MARK_BYTE)
 
 
-def encode_state(state: bytes, base: bytes | None) -> bytes:
+def encode_state(state: bytes, base: bytes | None, *, small: int = SMALL_STATE) -> bytes:
     """Encode the JSON text of a state for storing, against the JSON text of its base.
 
     Args:
         state: JSON text.
         base: the JSON text of the base, or None if there is none.
+        small: bytes up to which it is not worth a delta.
 
     Returns:
         A delta, or the state itself where it is small or a delta would not pay.
     """
-    if base is None or len(state) <= SMALL_STATE or max(len(base), len(state)) > _LARGEST:
+    if base is None or len(state) <= small or max(len(base), len(state)) > _LARGEST:
         return state
     start = _common_start(base, state)
     end = _common_end(base, state, min(len(base), len(state)) - start)
@@ -211,11 +212,7 @@ def decode_state(stored: Mapping[int, bytes], step: int) -> bytes:
     whole = stored[chain.pop()]
     if not chain:
         return whole
-    state = _Pieces([whole])
-    for link in reversed(chain[1:]):
-        # The checksum of the last link covers what these give.
-        state = _applied(stored[link], state)[0]
-    return _checked(*_applied(stored[step], state))
+    return apply_deltas((stored[link] for link in reversed(chain)), whole)
 
 
 def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes:
@@ -231,6 +228,22 @@ def apply_delta(delta: bytes, base: bytes, *, limit: int | None = None) -> bytes
             state is larger than the limit, which is known before it is rebuilt.
     """
     return _checked(*_applied(delta, _Pieces([base]), limit))
+
+
+def apply_deltas(deltas: Iterable[bytes], base: bytes) -> bytes:
+    """Rebuild a text from deltas, each of which is based on what those before it give.
+
+    Args:
+        deltas: at least one.
+        base: what the first one is based on.
+
+    Raises:
+        ValueError: as `apply_delta` does; the checksum of the last covers what the others give.
+    """
+    state, checksum = _Pieces([base]), 0
+    for delta in deltas:
+        state, checksum = _applied(delta, state)
+    return _checked(state, checksum)
 
 
 class _Pieces:

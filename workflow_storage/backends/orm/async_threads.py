@@ -12,11 +12,13 @@ import functools
 import os
 import threading
 import weakref
-from asyncio.events import _set_running_loop
+from asyncio.events import _get_running_loop, _set_running_loop
 from collections import deque
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from contextvars import ContextVar
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import AsyncToSync, sync_to_async
@@ -30,7 +32,7 @@ from workflow_storage.backends.orm.own_connection import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from concurrent.futures import ThreadPoolExecutor
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -49,6 +51,12 @@ CLOSING_TIMEOUT = 10.0
 
 _borrowing = threading.Lock()
 """Drivers want a connection to be used by one thread at a time."""
+
+
+_callers: ContextVar[Mapping[str, BaseDatabaseWrapper]] = ContextVar(
+    "workflow_storage_callers", default=MappingProxyType({})
+)
+"""By alias, the connection on which a thread of this context was in a transaction last."""
 
 
 class AsyncThreads:
@@ -90,9 +98,7 @@ class AsyncThreads:
                     raise
                 # The sync code has gone on, and this is a task that it left behind.
         connection = _outside_the_loop(loop, self._alias)
-        if in_transaction_of_test(connection) or (
-            in_callers_transaction(connection) and not self._own_connection
-        ):
+        if self._is_to_be_joined(connection):
             call = functools.partial(_on_borrowed, connection, call)
         if loop not in self._loops:
             await self._close_at_the_end_of(loop)
@@ -100,6 +106,31 @@ class AsyncThreads:
         executor = cast("ThreadPoolExecutor", self._threads)
         in_thread = sync_to_async(call, thread_sensitive=False, executor=executor)
         return await in_thread(*args, **kwargs)
+
+    def call(self, call: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what a call returns, for sync code that may run in a thread of anybody's.
+
+        A thread that is in a transaction carries it out itself; one to which a library took the
+        context of such a thread borrows the connection of that. Otherwise a thread that has the
+        database open uses it, and any other leaves the call to one of the store's own threads, so
+        that the many threads of a library need no connection each.
+        """
+        here = _here(self._alias)
+        callers = _callers.get().get(self._alias)
+        if here is not None and self._is_to_be_joined(here):
+            if callers is not here:
+                _callers.set({**_callers.get(), self._alias: here})
+        elif callers is not None and self._is_to_be_joined(callers):
+            return _on_borrowed(callers, call, *args, **kwargs)
+        if here is not None:
+            return call(*args, **kwargs)
+        return self._threads.submit(call, *args, **kwargs).result()
+
+    def _is_to_be_joined(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether what is written belongs to the transaction that is open on a connection."""
+        return in_transaction_of_test(connection) or (
+            in_callers_transaction(connection) and not self._own_connection
+        )
 
     def close(self) -> None:
         """Close the connections, once the calls that are under way have ended."""
@@ -241,6 +272,14 @@ class ConnectedThreads(Executor):
             )
             self._idle -= 1
             return self._calls.popleft() if self._calls else None
+
+
+def _here(alias: str) -> BaseDatabaseWrapper | None:
+    """Return this thread's connection if it is open, and may be used: not where a loop runs."""
+    if _get_running_loop() is not None:
+        return None
+    connection = connections[alias]
+    return connection if connection.connection is not None else None
 
 
 def _serves_sync_code(loop: asyncio.AbstractEventLoop) -> bool:

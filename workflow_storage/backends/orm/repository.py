@@ -293,5 +293,9 @@ class DjangoRepository(HasAsyncTwins):
         """Return what a call returns that is carried out in one of the threads."""
         return await self._threads.run(call, *args, **kwargs)
 
+    def from_any_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a call returns; see `AsyncThreads.call`."""
+        return self._threads.call(call, *args, **kwargs)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.alias!r})"

@@ -1,0 +1,96 @@
+"""The tables in one database, for `rows` and `upkeep`: their rows, and how a thread is locked."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db import connections, transaction
+from django.db.models import F, Model, QuerySet
+
+from workflow_storage.backends.orm.connections import in_callers_transaction
+from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.contrib.langgraph.models import ThreadNamespace
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from workflow_storage.contrib.langgraph.chains import Memory
+    from workflow_storage.contrib.langgraph.names import ThreadName
+
+_M = TypeVar("_M", bound=Model)
+
+
+class Tables:
+    """The tables in one database.
+
+    Args:
+        alias: its name in DATABASES.
+        own_connection: as in `StorageConfig`.
+        memory: what is remembered of its threads.
+
+    Attributes:
+        alias: as above.
+        own_connection: as above.
+        memory: as above.
+    """
+
+    def __init__(self, alias: str, *, own_connection: bool, memory: Memory) -> None:
+        self.alias = alias
+        self.own_connection = own_connection
+        self.memory = memory
+
+    @property
+    def connection(self) -> BaseDatabaseWrapper:
+        """The connection of this thread."""
+        return connections[self.alias]
+
+    def all(self, model: type[_M]) -> QuerySet[_M]:
+        """Return all rows of a table."""
+        return model._base_manager.using(self.alias)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Begin a transaction, or a savepoint in the caller's."""
+        connection = self.connection
+        if not connection.in_atomic_block and in_callers_transaction(connection):
+            dialect_of(connection).begin_callers(connection)
+        return transaction.atomic(using=self.alias)
+
+    def begin_writing(self) -> None:
+        """Let a transaction lock the whole database now, where that is how it is locked.
+
+        A transaction on a SQLite file that has read cannot write once another one has.
+        """
+        if dialect_of(self.connection).begins_deferred(self.connection):
+            self.all(ThreadNamespace).filter(pk=0).update(generation=F("generation"))
+
+    def with_lock(self, threads: QuerySet[ThreadNamespace]) -> QuerySet[ThreadNamespace]:
+        """Let a query lock the threads that it reads, where the database locks rows."""
+        features = self.connection.features
+        if not features.has_select_for_update:
+            return threads
+        return threads.select_for_update(no_key=features.has_select_for_no_key_update)
+
+    def locked(self, name: ThreadName, key: str) -> ThreadNamespace:
+        """Return a thread, made if it is not there, that no other transaction changes meanwhile."""
+        table = self.all(ThreadNamespace)
+        self.begin_writing()
+        thread = self.with_lock(table.filter(key=key)).first()
+        while thread is None:
+            made = ThreadNamespace(
+                key=key,
+                thread_key=name.thread_key,
+                thread_id=name.thread_id,
+                namespace=name.namespace,
+                generation=new_generation(),
+            )
+            table.bulk_create([made], ignore_conflicts=True)
+            thread = self.with_lock(table.filter(key=key)).first()
+        return thread
+
+
+def new_generation() -> int:
+    """Return what tells a thread from what it was before something was deleted from it."""
+    return secrets.randbelow(1 << 31)

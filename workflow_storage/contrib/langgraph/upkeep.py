@@ -1,0 +1,262 @@
+"""Deleting, pruning and copying threads, for `saver` and the command: one transaction a thread.
+
+Nothing that is kept is written anew: a value that others are based on stays until they go, too. So
+none of this needs the serializer, or a key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db.models import Model, QuerySet
+
+from workflow_storage.backends.orm.errors import operation, reading
+from workflow_storage.contrib.langgraph.models import (
+    ChannelBlob,
+    CheckpointWrite,
+    GraphCheckpoint,
+    ThreadNamespace,
+)
+from workflow_storage.contrib.langgraph.names import ThreadName, digest
+from workflow_storage.contrib.langgraph.tables import Tables, new_generation
+from workflow_storage.exceptions import InvalidFieldError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+_M = TypeVar("_M", bound=Model)
+
+_AT_ONCE = 500
+"""Ids in one statement, at most."""
+
+_COPIED_AT_ONCE = 100
+"""Rows that are copied at once, at most."""
+
+_COUNTERS = "counters_since_delta_snapshot"
+"""Where LangGraph's metadata has the channels whose value is not in the checkpoint itself."""
+
+
+class ThreadUpkeep(Tables):
+    """Deletes, prunes and copies threads."""
+
+    @operation
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete all of a thread."""
+        with self.transaction():
+            threads = self._namespaces(thread_id)
+            self._delete_namespaces(threads)
+
+    @operation
+    def prune(self, thread_id: str) -> int:
+        """Delete all but the newest checkpoint of each namespace of a thread, and what that needs.
+
+        What a subgraph stored during a call goes with the checkpoint of the root graph that called
+        it.
+
+        Returns:
+            How many checkpoints were deleted.
+        """
+        deleted = 0
+        with self.transaction():
+            threads = self._namespaces(thread_id)
+            root = next((thread for thread in threads if not thread.namespace), None)
+            of_root = self._checkpoints(root) if root is not None else None
+            before = set() if of_root is None else set(_ids(of_root))
+            kept_of_root = set() if of_root is None else set(self._kept(of_root))
+            over = [
+                thread
+                for thread in threads
+                if (caller := self._caller(thread)) in before and caller not in kept_of_root
+            ]
+            deleted += self._delete_namespaces(over)
+            for thread in threads:
+                if thread not in over:
+                    deleted += self._prune(thread)
+        return deleted
+
+    @operation
+    def delete_for_runs(self, thread: int, keys: Sequence[str]) -> None:
+        """Delete the checkpoints of a namespace that some of LangGraph's runs have made.
+
+        Args:
+            thread: the key of its row.
+            keys: of the runs; see `names.graph_run_key`.
+        """
+        with self.transaction():
+            self.begin_writing()
+            for locked in self.with_lock(self.all(ThreadNamespace).filter(pk=thread)):
+                checkpoints = self._checkpoints(locked)
+                going = _ids(checkpoints.filter(graph_run_key__in=keys))
+                for some in _parts(going):
+                    _delete(self._writes(locked).filter(checkpoint_id__in=some))
+                    _delete(checkpoints.filter(checkpoint_id__in=some))
+                    checkpoints.filter(parent_checkpoint_id__in=some).update(
+                        parent_checkpoint_id=None
+                    )
+                if checkpoints.exists():
+                    self._collect(locked)
+                else:
+                    self._delete_namespaces([locked])
+
+    @reading
+    def threads_of_runs(self, keys: Sequence[str]) -> list[int]:
+        """Return the keys of the namespaces that have checkpoints of some of LangGraph's runs."""
+        found = self.all(GraphCheckpoint).filter(graph_run_key__in=keys)
+        return sorted(set(found.values_list("thread_id", flat=True)))
+
+    @operation
+    def copy_thread(self, source_id: str, target_id: str) -> None:
+        """Copy all of a thread to a new one.
+
+        Raises:
+            InvalidFieldError: if the new one is there already.
+        """
+        with self.transaction():
+            sources = self._namespaces(source_id)
+            if not sources:
+                return
+            if self.all(GraphCheckpoint).filter(thread__thread_key=digest(target_id)).exists():
+                raise InvalidFieldError(
+                    f"There is a thread {target_id!r} already. Copy to another id, or delete it."
+                )
+            for source in sources:
+                name = ThreadName(target_id, source.namespace)
+                self._copy(source, self.locked(name, name.key))
+
+    def _namespaces(self, thread_id: str) -> list[ThreadNamespace]:
+        """Return the namespaces of a thread, which no other transaction changes meanwhile."""
+        self.begin_writing()
+        found = self.all(ThreadNamespace).filter(thread_key=digest(thread_id))
+        return list(self.with_lock(found.order_by("pk")))
+
+    def _checkpoints(self, thread: ThreadNamespace) -> QuerySet[GraphCheckpoint]:
+        return self.all(GraphCheckpoint).filter(thread=thread)
+
+    def _blobs(self, thread: ThreadNamespace) -> QuerySet[ChannelBlob]:
+        return self.all(ChannelBlob).filter(thread=thread)
+
+    def _writes(self, thread: ThreadNamespace) -> QuerySet[CheckpointWrite]:
+        return self.all(CheckpointWrite).filter(thread=thread)
+
+    def _delete_namespaces(self, threads: Sequence[ThreadNamespace]) -> int:
+        deleted = 0
+        for thread in threads:
+            _delete(self._writes(thread))
+            deleted += _delete(self._checkpoints(thread))
+            _delete(self._blobs(thread))
+            _delete(self.all(ThreadNamespace).filter(pk=thread.pk))
+            self.memory.forget(thread.key)
+        return deleted
+
+    def _caller(self, thread: ThreadNamespace) -> str | None:
+        """Return the checkpoint of the root graph that a subgraph was called from, if it was called.
+
+        The state of a subgraph with a checkpointer of its own (``checkpointer=True``) outlives its
+        calls; its namespace has no id of a task.
+        """
+        if ":" not in thread.namespace:
+            return None
+        newest = self._checkpoints(thread).order_by("-checkpoint_id")
+        metadata = newest.values_list("metadata", flat=True).first()
+        parents = metadata.get("parents") if isinstance(metadata, dict) else None
+        return parents.get("") if isinstance(parents, dict) else None
+
+    def _prune(self, thread: ThreadNamespace) -> int:
+        checkpoints = self._checkpoints(thread)
+        kept = self._kept(checkpoints)
+        if not kept:
+            return 0
+        going = sorted(set(_ids(checkpoints)) - set(kept))
+        for some in _parts(going):
+            _delete(checkpoints.filter(checkpoint_id__in=some))
+        # With those that came too late, of checkpoints that were deleted before.
+        written = self._writes(thread).filter(checkpoint_id__lt=kept[0])
+        late = set(written.values_list("checkpoint_id", flat=True).distinct()) - set(kept)
+        for some in _parts(sorted(late)):
+            _delete(written.filter(checkpoint_id__in=some))
+        for some in _parts(going):
+            checkpoints.filter(parent_checkpoint_id__in=some).update(parent_checkpoint_id=None)
+        self._collect(thread)
+        return len(going)
+
+    def _kept(self, checkpoints: QuerySet[GraphCheckpoint]) -> list[str]:
+        """Return the newest checkpoint, and those that its `DeltaChannel`s are rebuilt from."""
+        newest = checkpoints.order_by("-checkpoint_id").first()
+        if newest is None:
+            return []
+        kept = [newest.checkpoint_id]
+        counters = newest.metadata.get(_COUNTERS) if isinstance(newest.metadata, dict) else None
+        # A value that is stored ends the way back.
+        open_channels = set(counters or ()) - set(newest.blobs)
+        if not open_channels:
+            return kept
+        parents: Mapping[str, tuple[str | None, dict[str, int]]] = {
+            checkpoint_id: (parent, blobs)
+            for checkpoint_id, parent, blobs in checkpoints.values_list(
+                "checkpoint_id", "parent_checkpoint_id", "blobs"
+            )
+        }
+        parent = newest.parent_checkpoint_id
+        while open_channels and parent is not None and parent in parents:
+            kept.append(parent)
+            parent, blobs = parents[parent]
+            open_channels -= set(blobs)
+        return kept
+
+    def _collect(self, thread: ThreadNamespace) -> None:
+        """Delete the values that no checkpoint has, and no value that one has is based on."""
+        bases = dict(self._blobs(thread).values_list("pk", "base_id"))
+        needed: set[int] = set()
+        for blobs in self._checkpoints(thread).values_list("blobs", flat=True).iterator():
+            for blob_id in blobs.values():
+                link: int | None = blob_id
+                while link is not None and link not in needed:
+                    needed.add(link)
+                    link = bases.get(link)
+        for some in _parts(sorted(bases.keys() - needed)):
+            _delete(self.all(ChannelBlob).filter(pk__in=some))
+        self.all(ThreadNamespace).filter(pk=thread.pk).update(generation=new_generation())
+        self.memory.forget(thread.key)
+
+    def _copy(self, source: ThreadNamespace, target: ThreadNamespace) -> None:
+        copies: dict[int, int] = {}
+        # A value is younger than what it is based on.
+        for blobs in _pages(self._blobs(source)):
+            for blob in blobs:
+                base_id = None if blob.base_id is None else copies[blob.base_id]
+                old, blob.pk, blob.base_id, blob.thread = blob.pk, None, base_id, target
+                blob.save(using=self.alias, force_insert=True)
+                copies[old] = blob.pk
+        for checkpoints in _pages(self._checkpoints(source)):
+            for checkpoint in checkpoints:
+                checkpoint.pk, checkpoint.thread = None, target
+                checkpoint.run_id = None  # the run has made the other one
+                checkpoint.blobs = {name: copies[blob] for name, blob in checkpoint.blobs.items()}
+            self.all(GraphCheckpoint).bulk_create(checkpoints)
+        for writes in _pages(self._writes(source)):
+            for write in writes:
+                write.pk, write.thread = None, target
+            self.all(CheckpointWrite).bulk_create(writes)
+
+
+def _pages(rows: QuerySet[_M]) -> Iterator[list[_M]]:
+    """Yield all rows in the order of their keys, some at a time."""
+    last = 0
+    while page := list(rows.filter(pk__gt=last).order_by("pk")[:_COPIED_AT_ONCE]):
+        last = page[-1].pk
+        yield page
+
+
+def _ids(checkpoints: QuerySet[GraphCheckpoint]) -> list[str]:
+    return list(checkpoints.values_list("checkpoint_id", flat=True))
+
+
+def _parts(ids: Iterable[Any]) -> Iterator[list[Any]]:
+    whole = list(ids)
+    for start in range(0, len(whole), _AT_ONCE):
+        yield whole[start : start + _AT_ONCE]
+
+
+def _delete(rows: QuerySet[Any]) -> int:
+    """Delete rows; nothing refers to them, so Django reads none."""
+    return rows.delete()[0]
