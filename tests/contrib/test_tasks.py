@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import connections, transaction
 
-from workflow_storage import RunLostError, current_run, record_run
+from workflow_storage import RunLostError, StatusConflictError, current_run, record_run
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.tasks import Task
 from workflow_storage.recorder import RecordedRun
 from workflow_storage.status import RunStatus
+from workflow_storage.validation import equal_runs
 
 TASK = Task("task-1", "mail", {"to": "a"}, {"queue": "fast", "empty": ""})
 
@@ -211,6 +212,21 @@ class TestPutBack:
 
     def test_one_that_was_not_begun_here_is_not_put_back_here(self, backend):
         assert not tasks.put_back("task-1")
+
+
+def test_a_run_that_is_left_is_as_it_was(backend):
+    run = tasks.start(TASK, backend)
+    before = backend.runs.get("task-1")
+
+    assert tasks.leave("task-1")
+
+    assert equal_runs(backend.runs.get("task-1"), before)
+    with pytest.raises(LookupError):
+        current_run()
+    with pytest.raises(StatusConflictError):
+        run.save_state({}, "late")
+    assert not tasks.leave("task-1")
+    assert not tasks.finish("task-1")
 
 
 class TestEnd:

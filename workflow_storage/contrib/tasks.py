@@ -228,6 +228,19 @@ def finish(task_id: str, *, outputs: Any = None, exc: BaseException | None = Non
     return True
 
 
+def leave(task_id: str) -> bool:
+    """Leave the run of a task that this thread has begun as it is: another process tells how it ends.
+
+    Returns:
+        Whether this thread had begun it.
+    """
+    found = _recorded.pop((run_id_of(task_id), threading.get_ident()), None)
+    if found is None:
+        return False
+    found.recording.leave(RunStatus.CANCELLED)
+    return True
+
+
 def put_back(task_id: str, error_message: str | None = None) -> bool:
     """Let the run of a task that this thread has begun wait for its next attempt.
 
