@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_storage.deltas import (
+    Chain,
+    Link,
     apply_delta,
     base_step,
     chain_steps,
@@ -48,6 +50,40 @@ def check_sequence(sequence):
         needed = {link: stored[link] for link in chain_steps(step)}
         assert decode_state(needed, step) == state
     return stored
+
+
+edits = st.tuples(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=600))
+"""How far from its end a text is cut, how much is taken away there, and what comes in."""
+
+
+@given(st.lists(edits, max_size=40), st.sets(st.integers(0, 39)))
+def test_a_chain_encodes_what_rebuilds_exactly_also_after_it_was_loaded(changes, loaded):
+    chain, text = Chain("1"), b"{" * 20_000
+    stored, texts = {}, {}
+    for step, (from_end, taken, new) in enumerate(changes):
+        cut = max(1, len(text) - from_end)
+        text = text[:cut] + new + text[cut + taken :]
+        if step in loaded:
+            links = [link for link in reversed(chain_steps(base_step(step))) if link in stored]
+            chain.load(step, [Link(link, stored[link], link) for link in links])
+        stored[step] = chain.encode(text, step)[0]
+        chain.remember(step, text, step)
+        texts[step] = text
+        assert decode_state({link: stored[link] for link in chain_steps(step)}, step) == text
+
+
+def test_a_chain_that_begins_anew_has_no_checksum_of_what_was_there_before():
+    chain = Chain("1")
+    for step in range(4):
+        text = b"{" * (10_000 + step)
+        chain.encode(text, step)
+        chain.remember(step, text, step)
+    for step in (0, 1, 2):
+        chain.remember(step, b"[" * (10_000 + step), step)
+
+    text = b"[" * 10_003
+
+    assert apply_delta(chain.encode(text, 3)[0], b"[" * 10_002) == text
 
 
 @pytest.mark.parametrize("size", [700_000, 3_000_000, 20_000_000])

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from workflow_storage.serialization import (
+    StateTexts,
     dump_json,
     dump_state,
     is_deeper,
@@ -45,6 +46,53 @@ def test_any_state_comes_back_as_from_the_json_module(value):
 
     assert json.dumps(load_rebuilt(text)) == expected
     assert json.dumps(load_json(text)) == expected
+
+
+PROSE = " a null, or :null, and [null] " * 1000
+
+
+@given(st.lists(st.lists(st.one_of(json_values, st.sampled_from([PROSE, "null"])), max_size=5)))
+def test_states_one_after_another_are_written_as_each_by_itself(sequence):
+    texts, parts = StateTexts(), [PROSE]
+    for added in sequence:
+        parts = [*parts[: len(added)], *added, *parts[len(added) :]]
+        state = {"parts": parts, "cost": 0.5}
+        assert texts.dump(state) == dump_state(state)
+
+
+@given(st.integers(0, 9), st.integers(1, 9), st.sampled_from([[], [None], [0.5, ("x",)]]))
+def test_nan_in_one_of_several_states_is_refused_wherever_it_is(place, first_with, others):
+    texts, messages = StateTexts(), [PROSE] * 10
+    messages[0] = others
+    for number in range(first_with):
+        messages.append(f"{number} null")
+        texts.dump({"messages": messages})
+    before = list(messages)
+    messages[place] = float("nan")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is nan"):
+            texts.dump({"messages": messages})
+        assert texts.dump({"messages": before}) == dump_state({"messages": before})
+
+
+def test_a_null_that_takes_the_place_of_another_value_is_not_taken_for_nan_nor_nan_for_it():
+    texts = StateTexts()
+    for value, is_refused in [
+        (["null"], False),
+        ([1], False),
+        ([float("nan")], True),
+        ([None], False),
+        ([float("nan")], True),
+        ([0.5], False),
+        ([float("inf")], True),
+    ]:
+        state = {"text": PROSE, "value": value, "more": PROSE}
+        if is_refused:
+            with pytest.raises(ValueError, match=r"is nan|is inf"):
+                texts.dump(state)
+        else:
+            assert texts.dump(state) == dump_state(state)
 
 
 def read_by(load, text):

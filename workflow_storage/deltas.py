@@ -21,8 +21,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from workflow_storage.ends import common_ends
 from workflow_storage.exceptions import DamagedStateError
-from workflow_storage.serialization import load_json, load_rebuilt
+from workflow_storage.serialization import StateTexts, load_json, load_rebuilt
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -45,12 +46,11 @@ _MARK_BYTE = bytes([_MARK])
 _LARGEST = (1 << 32) - 1  # bytes of a state that a header has room for
 # Most states add little to their base. Where they only change what was there, the time is that of
 # indexing it, and the lowest level that still finds it is best; what is new is worth more time.
-_LEVEL, _LEVEL_FOR_MUCH = 1, 9
+_LEVEL, _LEVEL_FOR_MUCH = 1, 7
 _MUCH = 16  # a part of what lies between the ends
 _WINDOW = 1 << 15  # bytes of the base before that
-_BLOCK = 1 << 16  # bytes that are compared at a time
 _MIN_HASH_LOG = 14
-_MIN_TABLE_LOG, _MAX_TABLE_LOG = 15, 22
+_MIN_TABLE_LOG, _MAX_TABLE_LOG = 16, 22
 _INDEXED_BY_HIGH_LEVEL = 1 << 20  # bytes of a prefix, at least
 _MAX_WINDOW_LOG = 27  # what a decoder takes without asking: 128 MiB
 
@@ -111,53 +111,51 @@ def encode_state(state: bytes, base: bytes | None, *, small: int = SMALL_STATE) 
     Returns:
         A delta, or the state itself where it is small or a delta would not pay.
     """
+    return _encoded(state, base, None, small)[0]
+
+
+def _encoded(
+    state: bytes, base: bytes | None, checksum: int | None, small: int = SMALL_STATE
+) -> tuple[bytes, int | None]:
+    """Do what `encode_state` does, from the checksum of the base if it is known.
+
+    Returns:
+        What that returns, and the checksum of the state; None if it was not needed.
+    """
     if base is None or len(state) <= small or max(len(base), len(state)) > _LARGEST:
-        return state
-    start = _common_start(base, state)
-    end = _common_end(base, state, min(len(base), len(state)) - start)
+        return state, None
+    start, end = common_ends(base, state)
     middle = state[start : len(state) - end]
     around = base[max(0, start - _WINDOW) : len(base) - end]
     frame = _compressed(middle, around, len(base) - start - end)
-    delta = _HEADER.pack(_MARK, start, end, zlib.crc32(state)) + frame
-    return delta if len(delta) * 4 < len(state) * 3 else state
+    checksum = _checksum(state, base, start, checksum)
+    delta = _HEADER.pack(_MARK, start, end, checksum) + frame
+    return (delta if len(delta) * 4 < len(state) * 3 else state), checksum
 
 
-def _common_start(base: bytes, state: bytes) -> int:
-    """Return how many bytes both begin with alike."""
-    size = min(len(base), len(state))
-    low = 0
-    # Slices of bytes are compared by memcmp, which a loop in Python, or a memoryview, is not.
-    while low < size and state.startswith(base[low : min(low + _BLOCK, size)], low):
-        low = min(low + _BLOCK, size)
-    high = min(low + _BLOCK, size)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if state.startswith(base[low:middle], low):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _checksum(state: bytes, base: bytes, start: int, of_base: int | None) -> int:
+    """Return the CRC-32 of a state that begins as its base does, from that of the base.
+
+    Each byte changes the register of a CRC in a way that can be undone from the last byte to the first
+    (reversing CRC, Stigge et al., HU Berlin 2006), so it need not be taken again of what comes before.
+    """
+    if of_base is None or len(base) - start > _UNDONE:
+        return zlib.crc32(state)
+    register = of_base ^ _LARGEST
+    for byte in reversed(base[start:]):
+        place = _PLACE_OF[register >> 24]
+        register = ((register ^ _CRC_OF_BYTE[place]) << 8 | place ^ byte) & _LARGEST
+    return zlib.crc32(memoryview(state)[start:], register ^ _LARGEST)
 
 
-def _common_end(base: bytes, state: bytes, size: int) -> int:
-    """Return how many bytes, of so many at most, both end with alike."""
-    longer = len(state) - len(base)
+def _crc_of_byte(byte: int) -> int:
+    """Return what a byte makes of a register of zeros, which is the table of the CRC."""
+    return zlib.crc32(bytes([byte]), _LARGEST) ^ _LARGEST
 
-    def is_same(low: int, high: int) -> bool:
-        first = len(base) - high
-        return state.startswith(base[first : len(base) - low], first + longer)
 
-    low = 0
-    while low < size and is_same(low, min(low + _BLOCK, size)):
-        low = min(low + _BLOCK, size)
-    high = min(low + _BLOCK, size)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if is_same(low, middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+_UNDONE = 256  # bytes; to take the CRC of all is quicker then, as that is done in C
+_CRC_OF_BYTE = [_crc_of_byte(byte) for byte in range(256)]
+_PLACE_OF = {crc >> 24: byte for byte, crc in enumerate(_CRC_OF_BYTE)}
 
 
 def _compressed(middle: bytes, prefix: bytes, replaced: int) -> bytes:
@@ -386,13 +384,17 @@ class Chain(Generic[_Mark]):
     Attributes:
         run_id: which run.
         next_step: the step of the next state, if nobody else writes; None if it is not known.
+        texts: writes its states.
     """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.next_step: int | None = None
+        self.texts = StateTexts()
         self._texts: dict[int, bytes] = {}
         self._marks: dict[int, _Mark] = {}
+        self._checksums: dict[int, int] = {}
+        self._last: tuple[bytes, int | None] = b"", None
 
     @property
     def held(self) -> int:
@@ -418,13 +420,21 @@ class Chain(Generic[_Mark]):
             What to store, and the step that it is based on; None if it is stored whole.
         """
         base = base_step(step)
-        stored = encode_state(text, self._texts.get(base) if step else None)
+        of_base = self._texts.get(base) if step else None
+        stored, checksum = _encoded(text, of_base, self._checksums.get(base))
+        self._last = text, checksum
         return stored, base if is_delta(stored) else None
 
     def remember(self, step: int, text: bytes, mark: _Mark) -> None:
         """Keep a state that was just stored, as far as later ones are based on it."""
         remember(self._texts, step, text)
         remember(self._marks, step, mark)
+        encoded, checksum = self._last
+        kept = {one: known for one, known in self._checksums.items() if one in self._texts}
+        kept.pop(step, None)
+        if encoded is text and checksum is not None:
+            kept[step] = checksum
+        self._checksums = kept
         self.next_step = step + 1
 
     def forget(self) -> None:
@@ -432,6 +442,7 @@ class Chain(Generic[_Mark]):
         self.next_step = None
         self._texts.clear()
         self._marks.clear()
+        self._checksums.clear()
 
     def load(self, next_step: int, links: Iterable[Link[_Mark]]) -> None:
         """Remember what is stored of the base of the next step, and all that it is based on.

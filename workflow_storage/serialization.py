@@ -24,6 +24,7 @@ from pydantic_core import (
 )
 from pydantic_core.core_schema import any_schema
 
+from workflow_storage.ends import common_ends
 from workflow_storage.exceptions import InvalidFieldError, InvalidPayloadError
 
 _T = TypeVar("_T")
@@ -81,6 +82,7 @@ _ORJSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATE
 
 _WITHOUT_NAN = frozenset({str, int, bool, type(None)})
 _SCALARS = _WITHOUT_NAN | {float}
+_NEVER_NULL = _WITHOUT_NAN - {type(None)}
 
 _BY_ORJSON = b" "
 """Ends a state that orjson wrote, and so can read exactly; it is white space to JSON."""
@@ -117,8 +119,44 @@ def dump_json(value: object) -> str:
 
 def dump_state(state: object) -> bytes:
     """Write a state as JSON text in UTF-8; see `dump_json`."""
-    text = _by_orjson(state)
-    return _by_json(state).encode() if text is None else text + _BY_ORJSON
+    return _checked_text(state, _orjson_text(state))
+
+
+class StateTexts:
+    """Writes the states of a run, one after another, as `dump_state` does.
+
+    A NaN hides behind a null. Where there is none in the last state, what a large one has in common
+    with its text is not looked through again.
+    """
+
+    def __init__(self) -> None:
+        self._last: bytes | None = None
+        self._has_null = False
+
+    def dump(self, state: object) -> bytes:
+        """Write a state as JSON text in UTF-8; see `dump_json`."""
+        text = _orjson_text(state)
+        if text is None or len(text) < _LARGE_STATE or self._has_null:
+            return _checked_text(state, text)
+        new = text
+        if self._last is not None:
+            start, end = common_ends(self._last, text)
+            # With what is left of a null of which not all is in the middle.
+            new = text[max(0, start - 4) : len(text) - end + 4]
+        if _may_hold_null(new):
+            self._has_null = _may_give_null(state)
+            checked = _checked_text(state, text)
+            self._last = None if self._has_null else checked
+            return checked
+        self._last = text + _BY_ORJSON
+        return self._last
+
+
+def _checked_text(state: object, text: bytes | None) -> bytes:
+    """Return what `dump_state` does, from what orjson has written, if it has."""
+    if text is None or _hides_nan(state, text):
+        return _by_json(state).encode()
+    return text + _BY_ORJSON
 
 
 def load_rebuilt(text: bytes) -> Any:
@@ -131,26 +169,36 @@ def load_rebuilt(text: bytes) -> Any:
 
 
 def _by_orjson(value: object) -> bytes | None:
-    """Write a value some ten times as fast as the json module; None if that is not exact.
+    """Write a value some ten times as fast as the json module; None if that is not exact."""
+    text = None if isinstance(value, float) else _orjson_text(value)
+    return None if text is None or _hides_nan(value, text) else text
 
-    orjson refuses what it has no exact form for: integers beyond 64 bits, lone surrogates,
-    keys that are no text. But it writes NaN as null.
+
+def _orjson_text(value: object) -> bytes | None:
+    """Return what orjson writes, which is null for NaN; None if it refuses the value.
+
+    It refuses what it has no exact form for: integers beyond 64 bits, lone surrogates, keys that
+    are no text.
     """
-    if isinstance(value, float):
-        return None
     try:
-        text = orjson.dumps(value, default=_json_form, option=_ORJSON_OPTIONS)
+        return orjson.dumps(value, default=_json_form, option=_ORJSON_OPTIONS)
     except TypeError:
         return None
-    # A NaN hides behind a null. Where values are large, looking at them all is quicker than
-    # looking for null in the text, and where they are many, it is not.
+
+
+def _hides_nan(value: object, text: bytes) -> bool:
+    """Whether orjson has written null for NaN or an infinity."""
+    # Where values are large, looking at them all is quicker than looking for null in the text, and
+    # where they are many, it is not.
     holds_nan = _holds_nan(value, at_most=len(text) // _LARGE_VALUE)
     if holds_nan is None:
         holds_nan = _may_hold_null(text) and _holds_nan(value)
-    return None if holds_nan else text
+    return bool(holds_nan)
 
 
 _LARGE_VALUE = 256  # bytes
+_LARGE_STATE = 1 << 14
+"""Bytes from which on it pays to look at what has changed alone."""
 _BEFORE_A_VALUE = (b"", b":", b",", b"[")
 _AFTER_A_VALUE = (b"", b",", b"]", b"}")
 
@@ -163,6 +211,23 @@ def _may_hold_null(text: bytes) -> bool:
         if before in _BEFORE_A_VALUE and after in _AFTER_A_VALUE:
             return True
         place = text.find(b"null", place + 4)
+    return False
+
+
+def _may_give_null(value: object) -> bool:
+    """Whether there may be null for something in a value, at any depth, and not only in text."""
+    rest: list[object] = [value]
+    for item in rest:
+        inner: Collection[object]
+        if item.__class__ is dict:
+            inner = item.values()
+        elif item.__class__ is list or item.__class__ is tuple:
+            inner = item
+        elif item.__class__ is float and math.isfinite(item):
+            continue
+        else:
+            return True
+        rest += [one for one in inner if one.__class__ not in _NEVER_NULL]
     return False
 
 
@@ -463,8 +528,12 @@ def payload_json(field: str, value: object) -> str:
     return _written(field, value, dump_json)
 
 
-def state_text(state_data: object) -> bytes:
+def state_text(state_data: object, dump: Callable[[object], bytes] = dump_state) -> bytes:
     """Return a state as JSON text in UTF-8.
+
+    Args:
+        state_data: the state.
+        dump: writes it; see `StateTexts`.
 
     Raises:
         InvalidPayloadError: unless it is a dict of JSON values, or a model whose JSON form is one.
@@ -473,7 +542,7 @@ def state_text(state_data: object) -> bytes:
     """
     if not isinstance(state_data, dict):
         state_data = _written("state_data", state_data, _object_of)
-    return _written("state_data", state_data, dump_state)
+    return _written("state_data", state_data, dump)
 
 
 def _object_of(state: object) -> dict[str, Any]:

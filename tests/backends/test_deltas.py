@@ -83,13 +83,31 @@ def test_writing_reads_a_base_only_where_it_is_not_remembered(sql_backend, run):
     writer = states.writer(run.id)
 
     def reads(save):
-        return sum("state_delta" in sql for sql in queries_of(alias, save) if "SELECT" in sql)
+        queries = queries_of(alias, save)
+        return sum("state_delta" in sql for sql in queries if sql.startswith("SELECT"))
 
     assert reads(lambda: writer.save_state(state, "node")) == 1
     for _ in range(40):
         assert reads(lambda: writer.save_state(state, "node")) == 0
     assert reads(lambda: states.save_state(run.id, state, "node")) == 1
     assert reads(lambda: writer.save_state(state, "node")) == 1
+
+
+def test_a_writer_bases_nothing_on_what_took_the_place_of_what_it_remembers(sql_backend, run):
+    states = sql_backend.states
+    state = states.get_latest_state(run.id)
+    writer = states.writer(run.id)
+    writer.save_state(state, "node")
+    states.delete_states(run.id)
+    others = states.writer(run.id)
+    for number in range(101):
+        others.save_state({"other": [number, "x" * 6000]}, "other")
+
+    assert writer.save_state(state, "node") == 101
+
+    history = states.get_state_history(run.id)
+    assert [one["step"] for one in history] == list(range(102))
+    assert history[-1]["state_data"] == state
 
 
 def test_the_model_gives_the_state_however_it_is_stored(sql_backend, run):

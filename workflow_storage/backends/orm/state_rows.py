@@ -321,6 +321,44 @@ class StateRows(Database):
         ) as cursor:
             return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
 
+    def insert_following(
+        self,
+        run_id: str,
+        step: int,
+        stored: bytes,
+        base: Mark | None,
+        checkpoint: NewCheckpoint,
+    ) -> Mark | None:
+        """Insert a state at a step if that is the next one and its base is there, in one statement.
+
+        For databases of which a statement that writes locks the whole.
+
+        Args:
+            run_id: which run.
+            step: its step, which is not 0.
+            stored: the state as it is stored.
+            base: the mark of the state that it is based on; None if it is whole.
+            checkpoint: what belongs to it.
+
+        Returns:
+            The mark of its row; None if it was not inserted.
+        """
+        name = "state_json" if base is None else "state_delta"
+        values = {
+            "run_id": run_id,
+            name: stored.decode() if base is None else stored,
+            **checkpoint.columns,
+            "step": step,
+        }
+        of_base = {} if base is None else {"base_id": base[0], "base_created_at": base[1]}
+        with self.state_queries.execute(
+            ("following", *values),
+            partial(_insert_following, names=tuple(values), based=base is not None),
+            **values,
+            **of_base,
+        ) as cursor:
+            return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
+
     def insert_and_note(self, run_id: str, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Do what `note_checkpoint` and `insert_next` do, in one statement.
 
@@ -366,6 +404,11 @@ class StateRows(Database):
             and connection.features.can_return_columns_from_insert
         )
 
+    def can_insert_following(self) -> bool:
+        """Whether `insert_following` can be used without a transaction around it."""
+        connection = self.connection
+        return connection.get_autocommit() and not connection.features.has_select_for_update
+
 
 def by_step(chain: Iterable[StoredState]) -> dict[int, bytes]:
     """Return what is stored for the steps of a chain."""
@@ -400,6 +443,30 @@ def _insert_expected(
     )
     expected = [_saved("step"), _saved("run_id"), _saved("step")]
     return sql, [*map(_saved, names), *expected]
+
+
+def _insert_following(
+    connection: BaseDatabaseWrapper, *, names: Sequence[str], based: bool
+) -> tuple[str, list[Any]]:
+    name_of = connection.ops.quote_name
+    table = name_of(ExecutionState._meta.db_table)
+    columns = ", ".join(name_of(_field(name).column) for name in names)
+    values = ", ".join(["%s"] * len(names))
+    sql = (
+        f"INSERT INTO {table} ({columns}) SELECT {values} "
+        f"WHERE (SELECT MAX(step) + 1 FROM {table} WHERE run_id = %s) = %s"
+    )
+    params = [*map(_saved, names), _saved("run_id"), _saved("step")]
+    if based:
+        sql += (
+            f" AND EXISTS (SELECT 1 FROM {table} WHERE id = %s AND run_id = %s AND created_at = %s)"
+        )
+        params += [
+            Parameter("base_id", _field("id")),
+            _saved("run_id"),
+            Parameter("base_created_at", _field("created_at"), for_save=True),
+        ]
+    return sql, params
 
 
 def _note(

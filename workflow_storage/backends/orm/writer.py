@@ -108,8 +108,10 @@ class DjangoStateWriter(StateWriter):
         **usage: Unpack[NodeUsage],
     ) -> int:
         """See `AbstractExecutionStateRepository.save_state`."""
+        if self._recent is not None:
+            self._chain = self._recent.take(self.run_id)
         checkpoint = NewCheckpoint(
-            state_text(state_data),
+            state_text(state_data, self._chain.texts.dump),
             valid_name("node_id", node_id, MAX_NODE_ID),
             timezone.now(),
             valid_usage(usage),
@@ -118,11 +120,9 @@ class DjangoStateWriter(StateWriter):
         )
         if not is_possible_id(self.run_id):
             raise RunNotFoundError(self.run_id)
-        if self._recent is None:
-            return self._save(checkpoint)
-        self._chain = self._recent.take(self.run_id)
         step = self._save(checkpoint)
-        self._recent.keep(self._chain)
+        if self._recent is not None:
+            self._recent.keep(self._chain)
         return step
 
     def _save(self, checkpoint: NewCheckpoint) -> int:
@@ -130,6 +130,10 @@ class DjangoStateWriter(StateWriter):
         if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
             with suppress(IntegrityError):
                 return self._remember(*self._insert_small(checkpoint), checkpoint)
+        if not _notes(checkpoint) and rows.can_insert_following():
+            mark = self._insert_following(checkpoint)
+            if mark is not None:
+                return self._remember(self._chain.next_step or 0, mark, checkpoint)
         in_callers = in_callers_transaction(rows.connection)
         patience = Patience(time.monotonic())
         for number in itertools.count():
@@ -163,6 +167,15 @@ class DjangoStateWriter(StateWriter):
             rows.note_checkpoint(self.run_id, checkpoint)
             return rows.insert_next(self.run_id, checkpoint)
 
+    def _insert_following(self, checkpoint: NewCheckpoint) -> Mark | None:
+        """Insert a state in one statement, if the run is as it is remembered; None if it is not."""
+        step = self._chain.next_step
+        if step is None or self._chain.lacks_base(step):
+            return None
+        stored, base = self._chain.encode(checkpoint.text, step)
+        of_base = None if base is None else self._chain.mark(base)
+        return self._rows.insert_following(self.run_id, step, stored, of_base, checkpoint)
+
     def _insert(self, checkpoint: NewCheckpoint, *, lock_first: bool) -> tuple[int, Mark]:
         """Insert a state as the next one, in the transaction that is open."""
         rows = self._rows
@@ -180,6 +193,8 @@ class DjangoStateWriter(StateWriter):
             rows.lock_run(self.run_id)
         else:
             rows.begin_writing()
+        if not locks_rows and (mark := self._insert_following(checkpoint)) is not None:
+            return self._chain.next_step or 0, mark
         # A small state has no base; where this locks rows, it then locks none that others insert.
         base = 0 if small else base_step(self._chain.next_step or 0)
         step, base_mark = rows.next_step(self.run_id, base)

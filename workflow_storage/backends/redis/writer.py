@@ -76,7 +76,7 @@ class RedisStateWriter(StateWriter):
         totals: Totals | None = None,
         **usage: Unpack[NodeUsage],
     ) -> Operation[int]:
-        text = state_text(state_data)
+        text = state_text(state_data, self._chain.texts.dump)
         node_id = valid_name("node_id", node_id, MAX_NODE_ID)
         valid, of_run = valid_usage(usage), valid_totals(totals)
         if of_run or self.attempt is not None:
