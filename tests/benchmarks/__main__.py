@@ -9,6 +9,7 @@ from tests.benchmarks import (
     commands,
     files,
     finding,
+    graphs,
     history,
     hot_path,
     on_redis,
@@ -25,6 +26,7 @@ SECTIONS = {
     "admin": admin.run,
     "commands": commands.run,
     "redis": on_redis.run,
+    "langgraph": graphs.run,
 }
 
 
