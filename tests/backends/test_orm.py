@@ -33,6 +33,7 @@ from workflow_storage.backends.orm import (
     errors,
 )
 from workflow_storage.backends.orm.errors import storage_error
+from workflow_storage.backends.orm.overviews import over_time_and_by_workflow
 from workflow_storage.backends.orm.registration import SQLITE_OPTIONS
 from workflow_storage.factory import forget
 from workflow_storage.filters import valid_filters
@@ -215,7 +216,7 @@ def plans_of(alias, call):
     queries = []
 
     def collect(execute, sql, params, many, context):
-        if sql.startswith(("SELECT", "INSERT")):
+        if sql.startswith(("SELECT", "INSERT", "WITH")):
             queries.append((sql, params))
         return execute(sql, params, many, context)
 
@@ -284,6 +285,23 @@ class TestPlans:
         for plan in plans_of(filled_backend.runs.alias, lambda: read(*filled_backend)):
             assert not re.search(r"Seq Scan|\bSort\b|TEMP B-TREE", plan), plan
             assert not re.search(r"SCAN (?!subquery|.* USING (COVERING )?INDEX)", plan), plan
+
+    def test_an_overview_reads_indexes_where_rows_would_be_sorted(self, filled_backend):
+        before = timezone.now()
+        after = before - timedelta(minutes=5)
+        within = valid_filters({"started_after": after, "started_before": before})
+
+        steps, names = plans_of(
+            filled_backend.alias,
+            lambda: over_time_and_by_workflow(filled_backend.alias, within, [after]),
+        )
+
+        assert not re.search(r"Seq Scan|\bSort\b|TEMP B-TREE|SCAN workflow_runs", steps), steps
+        assert not re.search(r"Seq Scan|\bSort\b|TEMP B-TREE|SCAN workflow_runs", names), names
+        assert "workflow_runs_started" in steps
+        if connections[filled_backend.alias].vendor == "sqlite":
+            assert "COVERING INDEX workflow_runs_name_status" in names
+            assert "(workflow_name=? AND status=? AND started_at>? AND started_at<?)" in names
 
     @pytest.mark.parametrize(
         "read",

@@ -22,7 +22,7 @@ from workflow_storage.admin.charts import (
     time_steps,
 )
 from workflow_storage.admin.rendering import count_text, duration_text, exact_time
-from workflow_storage.backends.orm.overviews import MAX_STEPS, over_time_and_by_workflow
+from workflow_storage.backends.orm.overviews import can_look_over, over_time_and_by_workflow
 from workflow_storage.filters import valid_filters
 from workflow_storage.status import RunStatus
 
@@ -129,7 +129,7 @@ def _summaries(
     """Return the summaries by time and by workflow; those of a longer time are kept for an hour."""
 
     def sums() -> tuple[list[RunSummary], list[RunSummary]]:
-        if store.alias is not None and len(starts) <= MAX_STEPS:
+        if store.alias is not None and can_look_over(store.alias, starts):
             valid = valid_filters(filters)
             by_time, by_workflow = over_time_and_by_workflow(store.alias, valid, starts)
         else:

@@ -152,7 +152,13 @@ class Migration(migrations.Migration):
                         fields=["status", "started_at", "id"], name="workflow_runs_status"
                     ),
                     models.Index(
-                        fields=["workflow_name", "status", "started_at", "id"],
+                        fields=[
+                            "workflow_name",
+                            "status",
+                            "started_at",
+                            "id",
+                            "duration_seconds",
+                        ],
                         name="workflow_runs_name_status",
                     ),
                     models.Index(fields=["completed_at", "id"], name="workflow_runs_completed"),

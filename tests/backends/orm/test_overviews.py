@@ -10,7 +10,10 @@ from django.utils import timezone
 
 from workflow_storage import WorkflowRun
 from workflow_storage.admin.charts import time_steps
-from workflow_storage.backends.orm.overviews import over_time_and_by_workflow
+from workflow_storage.backends.orm.overviews import (
+    can_look_over,
+    over_time_and_by_workflow,
+)
 from workflow_storage.filters import valid_filters
 from workflow_storage.testing import stored_run
 
@@ -60,6 +63,8 @@ def test_they_are_those_of_summarize(filled, days):
     for filters, zone in itertools.product(FILTERS, ["UTC", "Europe/Berlin", "Asia/Kathmandu"]):
         with timezone.override(ZoneInfo(zone)):
             time, starts = time_steps(after, before)
+            if not can_look_over(filled.alias, starts):
+                pytest.skip("no text is made of many rows there")
 
             over_time, by_workflow = over_time_and_by_workflow(
                 filled.alias, valid_filters({**filters, **within}), starts

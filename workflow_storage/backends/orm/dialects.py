@@ -77,8 +77,12 @@ class Dialect:
     """Whether a transaction locks the database only at its first write."""
     has_statistics: bool = True
     """Whether it knows, as a rule, how many rows have a value."""
-    counts_here: bool = False
-    """Whether many rows are counted sooner by Python, as they need not be sent."""
+    joins_texts: bool = False
+    """Whether it can make one text of those in many rows, however long it gets."""
+    has_lateral: bool = False
+    """Whether a query can stand in FROM that is carried out for each row of another one."""
+    sorts_to_group: bool = False
+    """Whether it sorts rows to group them, which takes longer than to read each group by an index."""
     begin_callers: Callable[[BaseDatabaseWrapper], None] = lambda connection: None
     """Begins the transaction of a caller who has switched autocommit off, where none begins."""
     has_broken: Callable[[BaseDatabaseWrapper], bool] = lambda connection: (
@@ -318,6 +322,8 @@ _DIALECTS = {
         lock_timeout="lock_timeout",
         is_lock_timeout=is_postgresql_lock_timeout,
         binds_on_server=True,
+        joins_texts=True,
+        has_lateral=True,
         updates_within=True,
         has_broken=_is_closed,
     ),
@@ -344,7 +350,8 @@ _DIALECTS = {
         is_lock_timeout=lambda exc: sqlite_cause(exc) is Cause.LOCKED,
         names_places=True,
         has_statistics=False,
-        counts_here=True,
+        joins_texts=True,
+        sorts_to_group=True,
         begins_deferred=lambda connection: (
             not begins_immediately(connection.settings_dict["OPTIONS"])
         ),

@@ -5,9 +5,14 @@ DISTINCT would read all runs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from django.db import connections
 
 from workflow_storage.models import WorkflowRun
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 LAST = "\U0010ffff"
 """Comes after every other character, in the order of the names."""
@@ -35,3 +40,14 @@ def workflow_names(alias: str, beginning: str = "", *, limit: int = 50) -> list[
         cursor.execute(sql, [beginning, limit])
         names = [str(name) for (name,) in cursor.fetchall()]
     return [name for name in names if name.startswith(beginning)]
+
+
+def all_names(connection: BaseDatabaseWrapper) -> str:
+    """Return SQL, to stand behind WITH RECURSIVE, of a table ``names`` with the ``name`` of each workflow."""
+    table = connection.ops.quote_name(WorkflowRun._meta.db_table)
+    least = f"SELECT MIN(workflow_name) AS name FROM {table}"
+    return (
+        f"each_name(name) AS ({least} UNION ALL SELECT ({least} WHERE workflow_name > each_name.name) "
+        "FROM each_name WHERE each_name.name IS NOT NULL), "
+        "names AS (SELECT name FROM each_name WHERE name IS NOT NULL)"
+    )

@@ -1,28 +1,38 @@
 """Runs of a time summed up twice, over time and by workflow; for the charts of the admin.
 
-For a week it takes three statements at most, of which all but one are answered by the index of the
-starts alone. Each day is looked up by itself: a database that groups a month by days sorts its runs.
+To send a row takes a database, and to receive it takes Python, several times longer than to read it
+from an index. So the runs of a step of time come in one row: a text with a character for each, which
+says how the run ended, and in which bucket its duration is. Only some databases can make such a text.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Sequence
 from decimal import Decimal
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connections
-from django.db.models import Case, Count, IntegerField, Sum, Value, When
+from django.db.models import Aggregate, Case, Sum, TextField, Value, When
+from django.db.models.expressions import RawSQL
 
-from workflow_storage.backends.orm.conditions import conditions_of, with_values
+from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm.conditions import (
+    conditions_of,
+    values_of,
+    with_parameters,
+    with_values,
+)
 from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.backends.orm.names import all_names
 from workflow_storage.backends.orm.run_rows import RunRows
-from workflow_storage.backends.orm.summarizing import BUCKET, NANO_USD, NANOS
-from workflow_storage.summaries import Summaries
+from workflow_storage.backends.orm.summarizing import BUCKET_ABOVE_LEAST
+from workflow_storage.status import TERMINAL_STATUSES
+from workflow_storage.summaries import LEAST, Summaries, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from django.db.models import QuerySet
@@ -33,17 +43,58 @@ if TYPE_CHECKING:
 MAX_STEPS = 100
 """Steps of time that are looked up each by itself, at most."""
 
-DAYS_AT_A_TIME = 8
-"""Days, or longer steps, that one statement looks up: those that a week touches.
+# The most frequent one first, which is found soonest.
+_STATUSES = ("completed", "failed", "cancelled", "running", "pending")
+_CODES = 10_000
+"""Characters for each status; those of all come before the surrogates, which are none."""
+_MOST = _CODES - 4
+"""The bucket of all longer durations, of 10^83 seconds or more."""
 
-PostgreSQL compiles a longer statement for longer than it takes (JIT).
-"""
+_BUCKET_CODE = Case(
+    When(duration_seconds__isnull=True, then=Value(1)),
+    When(duration_seconds__lt=LEAST, then=Value(2)),
+    When(duration_seconds__gte=seconds_of(_MOST), then=Value(_MOST + 2)),
+    default=BUCKET_ABOVE_LEAST + 2,
+)
+_STATUS_CODE = Case(
+    *(
+        When(status=status, then=Value(number * _CODES))
+        for number, status in enumerate(_STATUSES[:-1])
+    ),
+    default=Value((len(_STATUSES) - 1) * _CODES),
+)
 
-_READ_AT_A_TIME = 2000
-_DAY = timedelta(hours=23)  # as long as the shortest
+_Bounds = Sequence[tuple["datetime", "datetime"]]
+"""From when until when each step of time is."""
 
 _Counts = Counter[tuple[Any, str, int | None]]
 """How many runs there are with a group, a status and a bucket of their duration."""
+
+
+class _Characters(Aggregate):
+    """One text of the characters that have some codes."""
+
+    arity = 1
+    output_field = TextField()
+    template = "STRING_AGG(CHR(%(expressions)s), '')"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
+        return self.as_sql(compiler, connection, template="GROUP_CONCAT(CHAR(%(expressions)s), '')")
+
+
+class _Step(NamedTuple):
+    """The runs of a step of time."""
+
+    place: int
+    characters: str | None
+    """One for each run."""
+    tokens: int | None
+    cost_usd: float | None
+
+
+def can_look_over(alias: str, starts: Sequence[datetime]) -> bool:
+    """Whether `over_time_and_by_workflow` can sum up so many steps of time in a database."""
+    return len(starts) <= MAX_STEPS and dialect_of(connections[alias]).joins_texts
 
 
 def over_time_and_by_workflow(
@@ -52,7 +103,7 @@ def over_time_and_by_workflow(
     """Return the summaries of the runs of each step of time, and those of each workflow.
 
     The longest duration is one that stands for its bucket, and there are tokens and costs over time
-    alone.
+    alone. A step takes memory for each of its runs: three bytes, or four.
 
     Args:
         alias: the database's name in DATABASES.
@@ -61,120 +112,160 @@ def over_time_and_by_workflow(
     """
     if filters.match_none:
         return [], []
-    steps = _Steps(alias, filters, starts)
-    by_time, by_workflow = steps.counts()
-    over_time, over_workflows = Summaries(), Summaries()
-    over_time.add_counts(by_time)
-    over_workflows.add_counts(by_workflow)
-    for place, tokens, nano_usd in steps.totals():
-        if tokens is not None or nano_usd is not None:
+    rows = RunRows(alias)
+    over_time, by_workflow = Summaries(), Summaries()
+    by_time: _Counts = Counter()
+    for step in _steps(rows, filters, starts):
+        by_time.update(_counts_of_step(step))
+        if step.tokens is not None or step.cost_usd is not None:
             over_time.add(
-                (place,),
+                (step.place,),
                 "",
                 runs=0,
                 bucket=None,
                 longest=None,
-                tokens=None if tokens is None else int(tokens),
-                cost_usd=None if nano_usd is None else Decimal(int(nano_usd)) / NANOS,
+                tokens=None if step.tokens is None else int(step.tokens),
+                # A sum of so few is exact to a billionth.
+                cost_usd=None if step.cost_usd is None else round(Decimal(step.cost_usd), 9),
             )
-    places = over_time.results()
+    over_time.add_counts(by_time)
+    by_workflow.add_counts(_counts_by_workflow(rows, filters))
     return (
-        [one._replace(group=(starts[one.group[0]],)) for one in places],
-        over_workflows.results(),
+        [one._replace(group=(starts[one.group[0]],)) for one in over_time.results()],
+        by_workflow.results(),
     )
 
 
-class _Steps:
-    """The runs of each step of time."""
+def _steps(rows: RunRows, filters: ValidFilters, starts: Sequence[datetime]) -> Iterator[_Step]:
+    """Yield the steps, in any order."""
+    after, before = filters.started_after, filters.started_before
+    assert after is not None
+    assert before is not None
+    bounds = [*pairwise([after, *starts[1:], before])]
+    connection = rows.connection
+    has_lateral = dialect_of(connection).has_lateral
+    sql, params = (_lateral if has_lateral else _one_after_the_other)(rows, filters, bounds)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        for row in cursor:
+            yield _Step(*row)
 
-    def __init__(self, alias: str, filters: ValidFilters, starts: Sequence[datetime]) -> None:
-        after, before = filters.started_after, filters.started_before
-        assert after is not None
-        assert before is not None
-        self._runs = RunRows(alias).runs
-        self._filters = filters
-        self._bounds = [after, *starts[1:], before]
-        self._counts_here = dialect_of(connections[alias]).counts_here
 
-    def counts(self) -> tuple[_Counts, _Counts]:
-        """Return how many runs there are in each step and of each workflow."""
-        if self._counts_here:
-            return self._counted_here()
-        columns = ("status", "bucket")
-        by_time: _Counts = Counter()
-        for rows in self._statements(
-            lambda runs: (
-                runs.annotate(bucket=BUCKET)
-                .values("place", *columns)
-                .annotate(runs=Count("*"))
-                .values_list("place", *columns, "runs")
-            )
-        ):
-            for place, status, bucket, count in rows:
-                by_time[place, status, bucket] = count
-        by_workflow: _Counts = Counter()
-        runs = with_values(self._runs, conditions_of(self._filters)).order_by()
-        named = runs.annotate(bucket=BUCKET).values("workflow_name", *columns)
-        for name, status, bucket, count in named.annotate(runs=Count("*")).values_list(
-            "workflow_name", *columns, "runs"
-        ):
-            by_workflow[name, status, bucket] = count
-        return by_time, by_workflow
+def _lateral(rows: RunRows, filters: ValidFilters, bounds: _Bounds) -> tuple[str, list[Any]]:
+    """Return the statement that looks up steps, where it can do so for each row of a table.
 
-    def _counted_here(self) -> tuple[_Counts, _Counts]:
-        by_time: _Counts = Counter()
-        by_workflow: _Counts = Counter()
-        for rows in self._statements(
-            lambda runs: runs.annotate(bucket=BUCKET).values_list(
-                "place", "workflow_name", "status", "bucket"
-            )
-        ):
-            # Not through a queryset, which looks at each value of each row.
-            sql, parameters = rows.query.sql_with_params()
-            with connections[rows.db].cursor() as cursor:
-                cursor.execute(sql, parameters)
-                while some := cursor.fetchmany(_READ_AT_A_TIME):
-                    by_time.update(map(itemgetter(0, 2, 3), some))
-                    by_workflow.update(map(itemgetter(1, 2, 3), some))
-        return by_time, by_workflow
+    A statement for each, put together, is compiled (JIT) for longer than it takes.
+    """
+    connection = rows.connection
+    time = rows.runs.model._meta.get_field("started_at")
+    after: Any = RawSQL("step.after", [])
+    before: Any = RawSQL("step.before", [])
+    of_step = filters._replace(started_after=after, started_before=before)
+    sql, params = _compiled(_sums(with_values(rows.runs, conditions_of(of_step))))
+    kind = time.db_type(connection)
+    places = ", ".join([f"(%s, CAST(%s AS {kind}), CAST(%s AS {kind}))"] * len(bounds))
+    values = [
+        value
+        for place, moments in enumerate(bounds)
+        for value in (place, *(time.get_db_prep_value(one, connection) for one in moments))
+    ]
+    return (
+        f"SELECT step.place, sums.* FROM (VALUES {places}) AS step(place, after, before), "
+        f"LATERAL ({sql}) AS sums",
+        [*values, *params],
+    )
 
-    def totals(self) -> Iterator[tuple[int, Any, Any]]:
-        """Yield the tokens and the billionths of USD of all runs of each step."""
-        for rows in self._statements(
-            lambda runs: (
-                runs.values("place")
-                .annotate(tokens=Sum("total_tokens"), nano_usd=NANO_USD)
-                .values_list("place", "tokens", "nano_usd")
-            )
-        ):
-            yield from rows
 
-    def _statements(
-        self, read: Callable[[QuerySet[Any, Any]], QuerySet[Any, Any]]
-    ) -> Iterator[QuerySet[Any, Any]]:
-        """Yield the statements that read something of each step, of a few days in one."""
-        days = [read(self._day(first, last)) for first, last in self._days()]
-        for begin in range(0, len(days), DAYS_AT_A_TIME):
-            one, *others = days[begin : begin + DAYS_AT_A_TIME]
-            yield one.union(*others, all=True) if others else one
+def _one_after_the_other(
+    rows: RunRows, filters: ValidFilters, bounds: _Bounds
+) -> tuple[str, list[Any]]:
+    """Return the statement that looks up steps, anywhere else."""
+    # Compiled once, for it is the same of each step.
+    sql, places = _compiled(_sums(with_parameters(rows.runs, conditions_of(filters))))
+    statements, params = [], []
+    for place, (after, before) in enumerate(bounds):
+        of_step = filters._replace(started_after=after, started_before=before)
+        values = values_of(conditions_of(of_step))
+        statements.append(f"SELECT {place}, step.* FROM ({sql}) step")
+        params += [
+            one.prepared(values, rows.connection) if isinstance(one, Parameter) else one
+            for one in places
+        ]
+    return " UNION ALL ".join(statements), params
 
-    def _days(self) -> Iterator[tuple[int, int]]:
-        """Yield the places of the first and the last step of each day, or longer step."""
-        first = 0
-        for last, end in enumerate(self._bounds[1:]):
-            if end - self._bounds[first] >= _DAY or end is self._bounds[-1]:
-                yield first, last
-                first = last + 1
 
-    def _day(self, first: int, last: int) -> QuerySet[Any, Any]:
-        """Return the runs of some steps, with the place of the step of each."""
-        filters = self._filters._replace(
-            started_after=self._bounds[first], started_before=self._bounds[last + 1]
+def _sums(runs: QuerySet[Any, Any]) -> QuerySet[Any, Any]:
+    """Return the query of a row with what is to be known of all these runs."""
+    summed: QuerySet[Any, Any] = (
+        runs.order_by()
+        .values(every=Value(1))
+        .annotate(
+            characters=_Characters(_STATUS_CODE + _BUCKET_CODE),
+            tokens=Sum("total_tokens"),
+            cost=Sum("total_cost_usd"),
         )
-        place: Any = Value(last, IntegerField())
-        if first < last:
-            ends = enumerate(self._bounds[first + 1 : last + 1], first)
-            cases = [When(started_at__lt=end, then=Value(number)) for number, end in ends]
-            place = Case(*cases, default=place, output_field=IntegerField())
-        runs = with_values(self._runs, conditions_of(filters)).order_by()
-        return runs.annotate(place=place)
+        .values_list("characters", "tokens", "cost")
+    )
+    return summed
+
+
+def _compiled(rows: QuerySet[Any, Any]) -> tuple[str, list[Any]]:
+    compiler: Any = rows.query.get_compiler(rows.db)
+    sql, params = compiler.as_sql()
+    return sql, [*params]
+
+
+def _counts_of_step(step: _Step) -> _Counts:
+    counts: _Counts = Counter()
+    for character, count in Counter(step.characters or "").items():
+        status, code = divmod(ord(character), _CODES)
+        counts[step.place, _STATUSES[status], _bucket(_STATUSES[status], code)] += count
+    return counts
+
+
+def _counts_by_workflow(rows: RunRows, filters: ValidFilters) -> _Counts:
+    counts: _Counts = Counter()
+    for name, status, characters in _texts_by_workflow(rows, filters):
+        for character, count in Counter(characters or "").items():
+            counts[name, status, _bucket(status, ord(character))] += count
+    return counts
+
+
+def _bucket(status: str, code: int) -> int | None:
+    """Return the bucket of an ended run, by the code of its duration."""
+    return code - 2 if code > 1 and status in TERMINAL_STATUSES else None
+
+
+def _texts_by_workflow(rows: RunRows, filters: ValidFilters) -> Iterable[tuple[str, str, str]]:
+    """Return the name of each workflow and each status with the characters of its durations."""
+    characters = _Characters(_BUCKET_CODE)
+    if not (dialect_of(rows.connection).sorts_to_group and _is_time_alone(filters)):
+        runs = with_values(rows.runs, conditions_of(filters)).order_by()
+        grouped = runs.values("workflow_name", "status").annotate(characters=characters)
+        return grouped.values_list("workflow_name", "status", "characters")
+    # By their index, each name and status by itself.
+    of_one = rows.runs.filter(
+        workflow_name=RawSQL("names.name", []), status=RawSQL("statuses.status", [])
+    )
+    runs = with_values(of_one, conditions_of(filters)).order_by()
+    sql, params = _compiled(
+        runs.values(every=Value(1)).annotate(characters=characters).values_list("characters")
+    )
+    statuses = ", ".join(["(%s)"] * len(_STATUSES))
+    with rows.connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH RECURSIVE {all_names(rows.connection)}, statuses(status) AS (VALUES {statuses}) "
+            f"SELECT names.name, statuses.status, ({sql}) FROM names, statuses",
+            [*_STATUSES, *params],
+        )
+        found: list[tuple[str, str, str]] = cursor.fetchall()
+    return found
+
+
+def _is_time_alone(filters: ValidFilters) -> bool:
+    others = (filters.workflow_names, filters.statuses, filters.parent_id, filters.waiting)
+    return (
+        not filters.labels
+        and filters.error is None
+        and not any(other is not None for other in others)
+    )

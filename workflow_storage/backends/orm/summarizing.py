@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from django.db.models import (
     Count,
     F,
     FilteredRelation,
+    FloatField,
     Func,
     IntegerField,
     Max,
@@ -23,7 +26,7 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Cast, Floor, Ln
+from django.db.models.functions import Cast, Floor
 
 from workflow_storage.status import TERMINAL_STATUSES
 from workflow_storage.summaries import (
@@ -57,17 +60,44 @@ class _Floor(Floor):
         return self.as_sql(compiler, connection, template="%(expressions)s")
 
 
-_ENDED = Q(
-    status__in=sorted(status.value for status in TERMINAL_STATUSES), duration_seconds__isnull=False
-)
+class _Logarithm(Func):
+    """The logarithm of a number to the base that the bounds of buckets grow by."""
+
+    arity = 1
+    output_field = FloatField()
+    template = f"(LN(%(expressions)s) / {math.log(GAMMA)!r})"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
+        if not _has_log10():
+            return self.as_sql(compiler, connection)
+        # Django has put a function in Python in place of LN, which takes as long as all the rest.
+        template = f"(LOG10(%(expressions)s) / {math.log10(GAMMA)!r})"
+        return self.as_sql(compiler, connection, template=template)
+
+
+@functools.cache
+def _has_log10() -> bool:
+    """Whether SQLite was built with functions of mathematics."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("SELECT LOG10(1)")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+BUCKET_ABOVE_LEAST = Cast(_Floor(_Logarithm(F("duration_seconds") / LEAST)), IntegerField()) + 1
+"""The bucket of a duration that is not in bucket 0; NULL without one."""
+
 BUCKET = Case(
-    When(_ENDED & Q(duration_seconds__lt=LEAST), then=Value(0)),
-    When(
-        _ENDED,
-        then=Cast(_Floor(Ln(F("duration_seconds") / LEAST) / math.log(GAMMA)), IntegerField()) + 1,
-    ),
+    When(duration_seconds__lt=LEAST, then=Value(0)),
+    default=BUCKET_ABOVE_LEAST,
     output_field=IntegerField(),
 )
+"""The bucket of a duration, which counts if the run has ended; see `bucket_of`."""
+
 # As whole numbers, which are summed exactly. (PostgreSQL rounds numeric only, which is slow.)
 NANO_USD = Sum(Cast(_Floor(F("total_cost_usd") * float(NANOS) + 0.5), BigIntegerField()))
 
@@ -116,6 +146,8 @@ def summarized(
     groups: dict[Any, tuple[Any, ...]] = {}
     for row in counted:
         *found, status, bucket, count, longest, tokens, nano_usd = row
+        if status not in TERMINAL_STATUSES:  # what a running one took in attempts before
+            bucket = None
         key = tuple(found)
         if key not in groups:
             groups[key] = tuple(
@@ -148,9 +180,19 @@ def _time_group(runs: QuerySet[WorkflowRun], time: str, filters: ValidFilters) -
         edges.append(_next_start(time, edges[-1]))
     if len(edges) > MAX_EDGES:
         return _Quarter("started_at"), lambda quarter: start_of(time, _moment_of(quarter))
-    cases = [When(started_at__lt=end, then=Value(place)) for place, end in enumerate(edges[1:])]
-    expression = Case(*cases, default=Value(len(edges) - 1), output_field=IntegerField())
-    return expression, lambda place: edges[place]
+    return _place(edges, 0, len(edges)), lambda place: edges[place]
+
+
+def _place(edges: list[datetime], first: int, end: int) -> Any:
+    """Return which of the steps that begin at some edges a run is in, found by halving."""
+    if end - first == 1:
+        return Value(first)
+    middle = (first + end) // 2
+    return Case(
+        When(started_at__lt=edges[middle], then=_place(edges, first, middle)),
+        default=_place(edges, middle, end),
+        output_field=IntegerField(),
+    )
 
 
 def _next_start(time: str, start: datetime) -> datetime:
