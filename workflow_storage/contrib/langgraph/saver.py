@@ -76,6 +76,9 @@ class DjangoSaver(BaseCheckpointSaver[str]):
             None for that of the project's own store, or for ``default`` if that is no Django
             database.
         serde: LangGraph's serializer; None for its own with msgpack.
+
+    Attributes:
+        backend: as above.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde)
-        self._backend = backend
+        self.backend = backend
         self._memory = Memory()
 
     # Sync
@@ -241,7 +244,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
 
     def _runs(self) -> DjangoWorkflowRunRepository:
         """Return the repository of runs in the same database, which has its threads."""
-        given = self._backend
+        given = self.backend
         store = given if isinstance(given, StorageBackend) else create_storage_backend(given)
         if given is None and not isinstance(store.runs, DjangoWorkflowRunRepository):
             store = create_storage_backend(DEFAULT_DB_ALIAS)
