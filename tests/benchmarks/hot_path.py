@@ -271,9 +271,9 @@ def _compare(
         operations["latest"]["sqlalchemy"] = lambda: alchemy.latest(alchemy_run.id)
     for peer_name, peer in peers.items():
         if peer:
-            operations["save_state"][peer_name] = functools.partial(peer[0], payload)
-            operations["recorded save"][peer_name] = functools.partial(peer[0], payload)
-            operations["latest"][peer_name] = peer[3]
+            operations["save_state"][peer_name] = functools.partial(peer.put, payload)
+            operations["recorded save"][peer_name] = functools.partial(peer.put, payload)
+            operations["latest"][peer_name] = peer.latest
     report = Report(f"Hot path: {name}, payloads and states of 2.6 kB, median of {rounds} rounds")
     for operation, calls in operations.items():
         each = 3 if operation == "list" else 20
