@@ -36,6 +36,7 @@ from workflow_storage.deltas import (
     encode_state,
     whole_state,
 )
+from workflow_storage.exceptions import RunNotFoundError, StorageError, StorageUnavailableError
 from workflow_storage.paging import PageLength, emptied
 from workflow_storage.serialization import state_text
 from workflow_storage.summaries import RunSummary, Summaries, valid_groups
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
 _S = TypeVar("_S", bound="HasAsyncTwins")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+UNREADABLE = (StorageError, ArithmeticError, AttributeError, TypeError, ValueError)
+"""What reading a run that is damaged raises: the drivers, and Django, say nothing of their own."""
 
 
 def async_twin(
@@ -919,6 +923,85 @@ class StorageBackend(_Repositories):
     ) -> list[str]:
         """Return the ids of the runs that `list_runs` lists, also of runs that cannot be read."""
         return [run.id for run in self.runs.list_runs(before=before, limit=limit, **filters)]
+
+    def readable_pages(
+        self,
+        *,
+        before: str | WorkflowRun | None = None,
+        limit: int | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> Iterator[list[WorkflowRun | Damage]]:
+        """Yield what `iter_runs` yields, page by page; of a run that cannot be read, what is wrong.
+
+        For what goes through runs and is not to end at a damaged one. A page is read at once; where
+        that fails, its runs are read one by one.
+
+        Args:
+            before: as for `list_runs`: those after this run.
+            limit: how many at most, those that cannot be read among them; None for all.
+            **filters: see `RunFilters`.
+        """
+        if isinstance(before, str):
+            last = self.runs.get(before)
+            if last is None:
+                raise RunNotFoundError(before)
+        else:
+            last = before
+        length = PageLength(limit)
+        # Runs that no page can begin after, for they, or their start, cannot be read.
+        behind: set[str] = set()
+        while page := self._readable_page(last, length.runs, behind, filters):
+            for run in page:
+                if isinstance(run, Damage):
+                    behind.add(str(run.run_id))
+                elif run.started_at is None:
+                    behind.add(run.id)
+                else:
+                    last = run
+                    behind.clear()
+            length.after(page)
+            yield page
+
+    def _readable_page(
+        self, before: WorkflowRun | None, size: int, behind: set[str], filters: RunFilters
+    ) -> list[WorkflowRun | Damage]:
+        """Return the next runs.
+
+        Args:
+            before: the run after which to begin.
+            size: how many.
+            behind: the ids of runs after that, which are left out.
+            filters: which runs.
+        """
+        if not size:
+            return []
+        if not behind:
+            try:
+                return [*self.runs.list_runs(before=before, limit=size, **filters)]
+            except StorageUnavailableError:
+                raise
+            except UNREADABLE:
+                pass
+        while True:
+            listed = self.newest_ids(before=before, limit=size + len(behind), **filters)
+            run_ids = [run_id for run_id in listed if run_id not in behind][:size]
+            page = [run for run in map(self.read_run, run_ids) if run is not None]
+            if page or not run_ids:
+                return page
+            behind.update(run_ids)  # deleted meanwhile
+
+    def read_run(self, run_id: str) -> WorkflowRun | Damage | None:
+        """Return a run, what is wrong with it if it cannot be read, or None if there is none."""
+        try:
+            return self.runs.get(run_id)
+        except StorageUnavailableError:
+            raise
+        except UNREADABLE as exc:
+            return Damage(run_id, f"it cannot be read: {exc}")
+
+    def known_fields(self, run_id: str) -> dict[str, Any]:
+        """Return those fields of a run that can be read, of one that cannot be read as a whole."""
+        return {"id": run_id}
 
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         """Yield what is wrong with the store, and with runs that no list would show.

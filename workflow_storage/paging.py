@@ -69,8 +69,9 @@ def size_of(run: object) -> int:
     """Return about how many bytes the fields of a run have that have been read.
 
     Args:
-        run: a run; a field that was deferred is left out, and not read now.
+        run: a run, of which a field that was deferred is left out, and not read now; or what there
+            is in the place of one that cannot be read.
     """
-    fields = vars(run)
+    fields: dict[str, object] = getattr(run, "__dict__", {})
     large = (fields.get(name) for name in LARGE_FIELDS)
     return _REST + sum(json_size(value) for value in large if value is not None)

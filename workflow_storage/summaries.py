@@ -134,6 +134,11 @@ def merged(summaries: Iterable[RunSummary], group: tuple[Any, ...] = ()) -> RunS
     return whole.summary(group)
 
 
+def in_order(summaries: Iterable[RunSummary]) -> list[RunSummary]:
+    """Return summaries in the order of their groups; what has no label comes last."""
+    return sorted(summaries, key=lambda one: [(value is None, value) for value in one.group])
+
+
 class Summaries:
     """Sums runs up."""
 
@@ -201,13 +206,8 @@ class Summaries:
                 group.longest = max(group.longest or 0.0, seconds_of(max(group.durations)))
 
     def results(self) -> list[RunSummary]:
-        """Return the summaries, in the order of the groups; what has no label comes last."""
-        return [
-            group.summary(key)
-            for key, group in sorted(
-                self._groups.items(), key=lambda item: [(one is None, one) for one in item[0]]
-            )
-        ]
+        """Return the summaries, `in_order`."""
+        return in_order(group.summary(key) for key, group in self._groups.items())
 
 
 class _Group:

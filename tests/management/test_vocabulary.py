@@ -10,8 +10,8 @@ import workflow_storage.management.commands as package
 
 NAMES = sorted(path.stem for path in Path(package.__file__).parent.glob("[!_]*.py"))
 SELECTION = {"--workflow", "--status", "--label", "--since", "--until", "--parent"}
-SELECTION |= {"--waiting", "--error"}
-NARROW = {"--workflow", "--status", "--label", "--parent"}
+SELECTION |= {"--waiting", "--error", "--limit", "--before"}
+NARROW = {"--workflow", "--status", "--label", "--parent", "--limit"}
 SELECTING = {
     "list_runs": SELECTION,
     "run_stats": SELECTION,
@@ -22,8 +22,6 @@ SELECTING = {
     "check_runs": SELECTION,
     "prune_runs": NARROW,
 }
-WITH_LIMIT = {"list_runs", "prune_runs", "update_runs", "check_runs"}
-WITHOUT_FORMAT = {"copy_runs", "export_runs", "import_runs", "record_command"}
 
 
 def actions_of(name):
@@ -45,8 +43,7 @@ def test_every_command_has_the_vocabulary(name):
 
     assert ({"--from", "--to"} <= options) == (name == "copy_runs")
     assert ("--backend" in options) == (name != "copy_runs")
-    assert ("--format" in options) == (name not in WITHOUT_FORMAT)
-    assert ("--limit" in options) == (name in WITH_LIMIT)
+    assert ("--format" in options) == (name != "record_command")
     wanted = SELECTING.get(name, set())
     assert wanted <= options
     if name not in {"fork_run", "record_command"}:  # whose --label is of the new run
@@ -62,7 +59,7 @@ def test_the_readme_says_which_command_takes_what():
             names = SELECTING.keys() - names
         said |= dict.fromkeys(re.findall(r"`(--\w+)", options), names)
 
-    assert said.keys() == SELECTION | {"--limit", "--before"}
+    assert said.keys() == SELECTION
     for option, commands in said.items():
         takers = {name for name in NAMES if option in options_of(name)}
         assert commands == takers - (

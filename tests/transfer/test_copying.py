@@ -207,6 +207,26 @@ def test_what_was_changed_in_the_target_is_kept_though_no_time_tells(two):
     assert target.runs.get(run.id).outputs == "corrected"
 
 
+def test_the_source_wins_where_no_time_tells_and_that_is_asked_for(two):
+    source, target = two
+    ended = stored_run(source, status="completed", started_at=timezone.now() - timedelta(hours=2))
+    again = stored_run(source, status="failed")
+    list(copy_runs(source, target))
+    source.runs.update(ended.id, add_labels={"seen": "yes"})
+    target.runs.update(ended.id, add_labels={"there": "too"})
+    target.runs.update_status(again.id, "running")
+    target.runs.update(again.id, add_labels={"there": "too"})
+
+    done = {one.run_id: one for one in copy_runs(source, target, overwrite=True, move=True)}
+
+    assert (done[ended.id].outcome, done[ended.id].deleted) == ("updated", True)
+    assert target.runs.get(ended.id).labels == {"seen": "yes"}
+    assert target.runs.count_runs(labels={"there": "too"}) == 1
+    assert done[again.id].outcome == "refused"
+    assert "changed in the target" in done[again.id].reason
+    assert target.runs.get(again.id).status == "running"
+
+
 def test_a_run_that_was_queued_again_is_the_newer_one(two):
     source, target = two
     run = stored_run(source, status="failed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from workflow_storage.base import StorageBackend
 from workflow_storage.transfer import export_runs
@@ -13,7 +13,7 @@ from workflow_storage.transfer import export_runs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from workflow_storage.base import AbstractWorkflowRunRepository, Attempt
+    from workflow_storage.base import Damage
     from workflow_storage.models import WorkflowRun
     from workflow_storage.transfer import Transferred
 
@@ -34,7 +34,7 @@ def exported(
     Raises:
         StorageError: if the file cannot be written, or the store does not answer.
     """
-    source = StorageBackend(cast("Any", _SomeRuns(store.runs, run_ids)), store.states)
+    source = _SomeRuns(store, run_ids)
     deadline = time.monotonic() + seconds
     # The file is open when its directory is deleted, and gone when it is closed. Where a system
     # does not let that happen, it is left to be cleaned up with other temporary files.
@@ -48,18 +48,18 @@ def exported(
         return path.open("rb"), written
 
 
-class _SomeRuns:
-    """What `export_runs` needs of a repository, whose filters know no list of ids."""
+class _SomeRuns(StorageBackend):
+    """A store of which some runs are all that there is, for filters know no list of ids."""
 
-    def __init__(self, runs: AbstractWorkflowRunRepository, run_ids: Iterable[str]) -> None:
-        self._runs = runs
+    def __new__(cls, store: StorageBackend, run_ids: Iterable[str]) -> Self:
+        return super().__new__(cls, *store)
+
+    def __init__(self, store: StorageBackend, run_ids: Iterable[str]) -> None:
+        super().__init__(*store)
         self._run_ids = run_ids
 
-    def iter_runs(self) -> Iterator[WorkflowRun]:
+    def readable_pages(self, **_all: object) -> Iterator[list[WorkflowRun | Damage]]:
         for run_id in self._run_ids:
-            run = self._runs.get(run_id)
+            run = self.read_run(run_id)
             if run is not None:
-                yield run
-
-    def list_attempts(self, run_id: str) -> list[Attempt]:
-        return self._runs.list_attempts(run_id)
+                yield [run]

@@ -53,8 +53,8 @@ def add_backend(parser: ArgumentParser) -> None:
     )
 
 
-def add_selection(parser: ArgumentParser) -> None:
-    """Add what selects runs; `selection_of` reads it."""
+def add_selection(parser: ArgumentParser, *, default_limit: int | None = None) -> None:
+    """Add what selects runs; `selection_of` reads it, and `selection.selected`."""
     add_narrow_selection(parser)
     for name, what in (("since", "at this time or later"), ("until", "before this time")):
         parser.add_argument(
@@ -73,6 +73,13 @@ def add_selection(parser: ArgumentParser) -> None:
         help="Only runs whose error has this text, in upper or lower case. SQL databases only: "
         "Redis has no search over errors.",
     )
+    parser.add_argument(
+        "--before",
+        metavar="ID",
+        help="Only runs that come after the run with this id, newest first: the next page, or where "
+        "something was interrupted.",
+    )
+    add_limit(parser, default=default_limit)
 
 
 def add_narrow_selection(parser: ArgumentParser) -> None:
@@ -108,7 +115,8 @@ def add_limit(parser: ArgumentParser, default: int | None = None) -> None:
         type=count,
         default=default,
         metavar="N",
-        help="So many runs at most. Default: " + ("all." if default is None else "%(default)s."),
+        help="So many of these runs at most. Default: "
+        + ("all." if default is None else "%(default)s."),
     )
 
 

@@ -11,10 +11,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from pydantic import ValidationError
 
+from workflow_storage.base import Damage
 from workflow_storage.exceptions import InvalidStatusError, RunNotFoundError, StorageError
 from workflow_storage.factory import create_storage_backend, missing_file
-from workflow_storage.management.arguments import add_backend
+from workflow_storage.management.arguments import add_backend, limit_of, selection_of
 from workflow_storage.management.output import Output, add_format, leave_unread, unbreakable
+from workflow_storage.management.readable import Known, known, unreadable_error
+from workflow_storage.management.selection import Selection
 from workflow_storage.management.text import one_line, writable
 
 if TYPE_CHECKING:
@@ -189,9 +192,21 @@ def found_run(backend: StorageBackend, given: str) -> WorkflowRun:
 
     Raises:
         RunNotFoundError: if there is none.
-        CommandError: if there are several, which are named.
+        CommandError: if there are several, which are named; or if it cannot be read.
     """
-    run = backend.runs.get(given)
+    found = _found(backend, given)
+    if isinstance(found, Damage):
+        raise unreadable_error([known(backend, found)])
+    return found
+
+
+def found_known(backend: StorageBackend, given: str) -> Known:
+    """Return the same, with what is known of it if it cannot be read as a whole."""
+    return known(backend, _found(backend, given))
+
+
+def _found(backend: StorageBackend, given: str) -> WorkflowRun | Damage:
+    run = backend.read_run(given)
     if run is not None:
         return run
     ids = backend.runs.list_ids(given, limit=CANDIDATES + 1) if given else []
@@ -201,7 +216,7 @@ def found_run(backend: StorageBackend, given: str) -> WorkflowRun:
         raise CommandError(
             f"{given!r} is the beginning of {number} ids: {named}. Write more of the id."
         )
-    run = backend.runs.get(ids[0]) if ids else None
+    run = backend.read_run(ids[0]) if ids else None
     if run is None:
         raise RunNotFoundError(given)
     return run
@@ -222,3 +237,28 @@ def with_found_parent(backend: StorageBackend, filters: RunFilters) -> RunFilter
         return {**filters, "parent_id": found_run(backend, parent).id}
     except RunNotFoundError:
         return filters
+
+
+def selected(
+    backend: StorageBackend, options: dict[str, Any], *, default_limit: int | None = None
+) -> Selection:
+    """Return the runs that the arguments of `add_selection` mean, now where they are ages.
+
+    Raises:
+        RunNotFoundError: if there is no run to begin after.
+        CommandError: if the id of a run is the beginning of several.
+    """
+    before = options["before"]
+    return Selection(
+        with_found_parent(backend, selection_of(options)),
+        None if before is None else _found_place(backend, before),
+        limit_of(options) or default_limit,
+    )
+
+
+def _found_place(backend: StorageBackend, given: str) -> WorkflowRun:
+    """Return a run of which at least the start can be read."""
+    found = found_known(backend, given)
+    if found.run.started_at is None:
+        raise unreadable_error([found])
+    return found.run

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.base import Damage
-from workflow_storage.exceptions import (
-    DamagedStateError,
-    RunNotFoundError,
-    StorageError,
-    StorageUnavailableError,
-)
+from workflow_storage.exceptions import DamagedStateError, RunNotFoundError, StorageError
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_runs, run_fields, valid_fields
 
@@ -20,9 +14,6 @@ if TYPE_CHECKING:
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.models import WorkflowRun
-
-UNREADABLE = (StorageError, ArithmeticError, AttributeError, TypeError, ValueError)
-"""What reading a run that is damaged raises: the drivers, and Django, say nothing of their own."""
 
 TRIES = 3
 """How often a run is looked at that is changed meanwhile."""
@@ -58,16 +49,6 @@ def problems_of(
             return problems
         run = now
     return []  # it is being worked on, and is looked at the next time
-
-
-def read_run(backend: StorageBackend, run_id: str) -> WorkflowRun | Damage | None:
-    """Return a run, what is wrong with it if it cannot be read, or None if there is none."""
-    try:
-        return backend.runs.get(run_id)
-    except StorageUnavailableError:
-        raise
-    except UNREADABLE as exc:
-        return Damage(run_id, f"it cannot be read: {exc}")
 
 
 def damaged_fields(run: WorkflowRun) -> list[tuple[str, Any]]:

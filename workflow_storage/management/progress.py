@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,15 +18,22 @@ from rich.progress import (
 )
 
 from workflow_storage.management.base import StoreCommand
+from workflow_storage.management.output import Output, Record, add_format
 from workflow_storage.management.text import counted, one_line
 from workflow_storage.transfer import DamagedLine, Transferred
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Iterator
 
     from django.core.management.base import OutputWrapper
 
 _T = TypeVar("_T")
+
+
+def has_changed(result: Transferred) -> bool:
+    """Whether a run was written, or deleted."""
+    return result.outcome in {"copied", "updated"} or result.deleted
 
 
 class Tally:
@@ -51,7 +58,7 @@ class Tally:
         self._outcomes[result.outcome] += 1
         self._states += result.states
         self._deleted += result.deleted
-        self.changes += result.outcome in {"copied", "updated"} or result.deleted
+        self.changes += has_changed(result)
         if not result.reason:
             return None
         self.failures += 1
@@ -118,6 +125,17 @@ class LongCommand(StoreCommand):
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _outcome(result: Transferred | DamagedLine) -> dict[str, Any]:
+    """Return what became of a run, or of a line in which there is none, as programs get it."""
+    if isinstance(result, DamagedLine):
+        damaged = Transferred("", "refused", reason=result.reason)._asdict()
+        return {**damaged, "run_id": None, "outcome": "damaged", "line": result.number}
+    return {**result._asdict(), "reason": result.reason or None, "line": None}
+
+
+OUTCOME_RECORD = Record((*Transferred._fields, "line"), _outcome)
+
+
 class TransferCommand(LongCommand):
     """A command that brings runs from one place to another, and says how far it is."""
 
@@ -127,47 +145,71 @@ class TransferCommand(LongCommand):
     _summary: OutputWrapper | None = None
     _changes = 0
 
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add ``--format``."""
+        add_format(parser)
+
+    def carry_out(self, options: dict[str, Any]) -> None:
+        """Open the output, and bring the runs where they go."""
+        self.transfer(Output(self.stdout, options), options)
+
+    def transfer(self, output: Output, options: dict[str, Any]) -> None:
+        """Bring the runs where they go."""
+        raise NotImplementedError
+
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return True."""
+        return True
+
     def report(
         self,
         results: Iterable[Transferred | DamagedLine],
         total: int | None,
         done: str,
+        output: Output,
         options: dict[str, Any],
     ) -> None:
-        """Go through the results, show the progress, and end with a summary.
+        """Go through the results, show the progress, and end with a summary, or write each of them.
 
         Args:
             results: what became of each run, as it comes.
             total: how many there will be, about; None if nobody knows.
             done: what became of a run that went well, such as ``copied``.
-            options: those of the command; with ``verbosity`` 0, only failures are shown.
+            output: for people gets the summary; for programs, a record of each result.
+            options: those of the command; with ``verbosity`` 0, people are shown only failures.
 
         Raises:
             CommandError: in the end, if a run was refused or a line was damaged.
         """
-        tally = self.tallied(results, total, options)
-        self._say(tally.summary(done), options)
+        tally = Tally()
+        counted_results = self.counted(results, tally, total, options)
+        if output.is_table:
+            deque(counted_results, maxlen=0)
+            self._say(tally.summary(done), options)
+        else:
+            output.rows(counted_results, (), OUTCOME_RECORD)
         if tally.failures:
             raise CommandError(f"{tally.failures:,} of them did not go well; see above.")
 
-    def tallied(
+    def counted(
         self,
         results: Iterable[Transferred | DamagedLine],
+        tally: Tally,
         total: int | None,
         options: dict[str, Any],
-    ) -> Tally:
-        """Go through the results, show the progress and what did not go well, and count."""
-        tally = Tally()
+    ) -> Iterator[Transferred | DamagedLine]:
+        """Yield the results that are news, show the progress and what did not go well, and count."""
         for result in self.with_progress(results, total, options):
             before = tally.changes
             complaint = tally.add(result)
-            if complaint and self.is_news(complaint):
-                self.complain(complaint)
             self._changes += tally.changes - before
-        return tally
+            if self.is_news(result, complaint):
+                if complaint:
+                    self.complain(complaint)
+                yield result
 
-    def is_news(self, complaint: str) -> bool:
-        """Whether to show a complaint."""
+    def is_news(self, result: Transferred | DamagedLine, complaint: str | None) -> bool:
+        """Whether to write a result, and to complain of it if it did not go well."""
         return True
 
     def interruption(self) -> str:

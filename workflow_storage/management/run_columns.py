@@ -14,9 +14,10 @@ from workflow_storage.summaries import LABEL
 from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from workflow_storage.management.readable import Known
     from workflow_storage.models import WorkflowRun
 
 STATUS_COLOURS: dict[str, str] = {
@@ -33,6 +34,8 @@ def elapsed_seconds(run: WorkflowRun, now: datetime | None = None) -> float | No
     if run.status != RunStatus.RUNNING:
         return run.duration_seconds
     since = run.attempt_started_at or run.started_at
+    if since is None:  # which cannot be read
+        return run.duration_seconds
     current = ((now or timezone.now()) - since).total_seconds()
     return (run.duration_seconds or 0.0) + max(current, 0.0)
 
@@ -72,7 +75,12 @@ _KNOWN = (
         folds=True,
     ),
     Column(
-        "status", "Status", lambda run: str(run.status), kind="fixed", rank=2, style=status_colour
+        "status",
+        "Status",
+        lambda run: as_text(run.status),
+        kind="fixed",
+        rank=2,
+        style=status_colour,
     ),
     Column("started_at", "Started", lambda run: as_text(run.started_at), kind="fixed", rank=6),
     Column("duration_seconds", "Seconds", seconds_text, kind="number", rank=5),
@@ -155,9 +163,41 @@ def column_names(value: object) -> list[str]:
     return names
 
 
+def known_columns(names: Sequence[str] | None = None) -> list[Column]:
+    """Return the columns of a list of runs of which some may not be readable (`Known`)."""
+
+    def of_run(column: Column) -> Column:
+        style = column.style
+        return column._replace(
+            cell=_note_of_known if column.name == "error_message" else _of_run(column.cell),
+            style=style and _of_run(style),
+        )
+
+    return [of_run(column) for column in run_columns(names or DEFAULT)]
+
+
+def _of_run(text: Callable[[WorkflowRun], str]) -> Callable[[Known], str]:
+    return lambda known: text(known.run)
+
+
+def _note_of_known(known: Known) -> str:
+    return f"damaged: {known.problem}" if known.problem is not None else note_of(known.run)
+
+
 def run_record(names: Sequence[str] = RUN_FIELDS) -> Record:
     """Return how runs are handed to programs: all their fields, or some columns."""
     return Record(names, lambda run: {name: _value(run, name) for name in names})
+
+
+def known_record(names: Sequence[str] | None = None) -> Record:
+    """Return the same for runs of which some may not be readable: some columns, or all and why."""
+    if names:
+        of_run = run_record(names).of
+        return Record(names, lambda known: of_run(known.run))
+    return Record(
+        (*RUN_FIELDS, "problem"),
+        lambda known: {**run_as_dict(known.run), "problem": known.problem},
+    )
 
 
 def run_as_dict(run: WorkflowRun) -> Mapping[str, Any]:
@@ -167,7 +207,7 @@ def run_as_dict(run: WorkflowRun) -> Mapping[str, Any]:
 
 def _value(run: WorkflowRun, name: str) -> Any:
     if name.startswith(LABEL):
-        return run.labels.get(name.removeprefix(LABEL))
+        return (run.labels or {}).get(name.removeprefix(LABEL))
     return getattr(run, name)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils import timezone
 
 from workflow_storage.management.output import Column, Record
+from workflow_storage.management.selection import Selection
 from workflow_storage.management.text import as_count, as_share, as_text, as_usd
-from workflow_storage.summaries import LABEL, TIMES, RunSummary, merged
+from workflow_storage.summaries import LABEL, TIMES, RunSummary, Summaries, in_order, merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from workflow_storage.base import RunFilters, StorageBackend
+    from workflow_storage.models import WorkflowRun
 
 COMPARED = (
     "runs",
@@ -40,32 +43,71 @@ class Compared(NamedTuple):
 
 
 def compared_groups(
-    backend: StorageBackend, by: Sequence[str], filters: RunFilters
+    backend: StorageBackend, by: Sequence[str], selection: Selection
 ) -> list[Compared]:
-    """Return the groups of the runs that some filters mean, each with what it was before.
+    """Return the groups of the runs of a selection, each with what it was before.
 
     Groups of a time are compared with the one before in that order. All others with the same group
-    in the time before, as long as the one that the filters begin; without a beginning, with nothing.
+    before: of the newest so many, with those of as many before them; else with those of the time
+    before, as long as the one that the selection begins; without a beginning, with nothing.
     """
-    groups = backend.runs.summarize(by=by, **filters)
+    if selection.limit is not None:
+        groups, last = _of_each(backend, by, selection)
+        before_them = None if last is None else selection._replace(before=last)
+    else:
+        groups, before_them = _groups(backend, by, selection), _time_before(selection)
     times = [place for place, name in enumerate(by) if name in TIMES]
     if times:
         return _by_time(groups, times)
-    since = filters.get("started_after")
-    if since is None:
+    if before_them is None:
         return [Compared(group, None) for group in groups]
-    until = filters.get("started_before") or timezone.now()
-    earlier: RunFilters = {
-        **filters,
-        "started_after": since - (until - since),
-        "started_before": since,
-    }
-    before = {group.group: group for group in backend.runs.summarize(by=by, **earlier)}
+    if selection.limit is None:
+        earlier = _groups(backend, by, before_them)
+    else:
+        earlier, _ = _of_each(backend, by, before_them)
+    before = {group.group: group for group in earlier}
     now = {group.group: group for group in groups}
     return [
         Compared(now.get(key) or merged((), key), before.get(key) or merged((), key))
         for key in [*now, *(key for key in before if key not in now)]
     ]
+
+
+def _time_before(selection: Selection) -> Selection | None:
+    """Return what selects the runs of the time before, as long as that of a selection, if it has a beginning."""
+    since = selection.filters.get("started_after")
+    if since is None:
+        return None
+    filters = selection.filters if selection.before is None else selection.started_earlier()
+    until = max(filters.get("started_before") or timezone.now(), since)
+    earlier: RunFilters = {
+        **filters,
+        "started_after": since - (until - since),
+        "started_before": since,
+    }
+    return Selection(earlier)
+
+
+def _groups(backend: StorageBackend, by: Sequence[str], selection: Selection) -> list[RunSummary]:
+    if selection.before is None:
+        return backend.runs.summarize(by=by, **selection.filters)
+    parts: defaultdict[tuple[Any, ...], list[RunSummary]] = defaultdict(list)
+    then = Summaries()
+    for run in selection.started_then(backend):
+        then.add_run(run, tuple(by))
+    for group in (*backend.runs.summarize(by=by, **selection.started_earlier()), *then.results()):
+        parts[group.group].append(group)
+    return in_order(merged(several, key) for key, several in parts.items())
+
+
+def _of_each(
+    backend: StorageBackend, by: Sequence[str], selection: Selection
+) -> tuple[list[RunSummary], WorkflowRun | None]:
+    """Return the groups of runs that are looked at one by one, and the last of them."""
+    summaries, last = Summaries(), None
+    for last in selection.runs(backend):
+        summaries.add_run(last, tuple(by))
+    return summaries.results(), last
 
 
 def _by_time(groups: Iterable[RunSummary], times: Sequence[int]) -> list[Compared]:

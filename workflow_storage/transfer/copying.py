@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Unpack
 
 from django.utils import timezone
 
-from workflow_storage.base import checkpoint_of
+from workflow_storage.base import Damage, checkpoint_of
 from workflow_storage.exceptions import (
     CannotMoveError,
     DamagedStateError,
@@ -27,6 +27,7 @@ from workflow_storage.exceptions import (
     StorageUnavailableError,
 )
 from workflow_storage.filters import valid_filters
+from workflow_storage.paging import emptied
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_checkpoints, equal_runs
 
@@ -84,6 +85,9 @@ def copy_runs(
     target: StorageBackend,
     *,
     move: bool = False,
+    overwrite: bool = False,
+    before: str | WorkflowRun | None = None,
+    limit: int | None = None,
     **filters: Unpack[RunFilters],
 ) -> Iterator[Transferred]:
     """Copy runs with all their states and attempts from one store to another, newest first.
@@ -96,6 +100,10 @@ def copy_runs(
         source: where the runs are.
         target: where they go.
         move: delete each finished run from the source once it has been read back equal.
+        overwrite: where a run differs and neither is newer, as after a change of labels or outputs,
+            of which no time is kept, take that of the source, rather than refuse it.
+        before: only runs after this one, or the run with this id, in the order of `list_runs`.
+        limit: how many runs at most; None for all.
         **filters: which runs; see `RunFilters`.
 
     Yields:
@@ -111,9 +119,25 @@ def copy_runs(
         raise CannotMoveError
     _refuse_same_store(source, target)
     refuse_useless(target)
-    for run in source.runs.iter_runs(**filters):
+    for run in readable(source.readable_pages(before=before, limit=limit, **filters)):
+        if isinstance(run, Transferred):
+            yield run
+            continue
         with suppress(RunNotFoundError):  # deleted in the source meanwhile
-            yield _copied(run, source, target, move=move)
+            yield _copied(run, source, target, move=move, overwrite=overwrite)
+
+
+def readable(
+    pages: Iterable[list[WorkflowRun | Damage]],
+) -> Iterator[WorkflowRun | Transferred]:
+    """Yield the runs of some pages, and hold none of them; one that cannot be read is refused."""
+    for page in pages:
+        for run in emptied(page):
+            if isinstance(run, Damage):
+                reason = f"{run.problem}. Run check_runs to see what else is damaged."
+                yield Transferred(str(run.run_id), "refused", reason=reason)
+            else:
+                yield run
 
 
 def copy_changed_runs(
@@ -122,19 +146,21 @@ def copy_changed_runs(
     *,
     since: datetime,
     move: bool = False,
+    overwrite: bool = False,
     **filters: Unpack[RunFilters],
 ) -> Iterator[Transferred]:
     """Copy what is likely to have changed since a time, for who has copied all before it.
 
     These are the runs that were started since, those that have not ended, and those that had not
     ended when they were copied. It misses what else was changed in runs that have ended, such as
-    their labels, which the next `copy_runs` brings.
+    their labels, which `copy_runs` finds, and brings with `overwrite`.
 
     Args:
-        source: as for `copy_runs`; the same goes for `target`, `move` and `filters`.
+        source: as for `copy_runs`; the same goes for all that is not said here.
         target: not the same store, which is not looked into again.
         since: when the copying before this one began.
         move: delete each finished run from the source once it has been read back equal.
+        overwrite: take that of the source where neither is newer.
         **filters: which runs; see `RunFilters`.
 
     Yields:
@@ -144,20 +170,23 @@ def copy_changed_runs(
         raise CannotMoveError
     wanted = valid_filters(filters)
     for run in _changed_since(source, target, since, filters):
+        if isinstance(run, Transferred):
+            yield run
+            continue
         with suppress(RunNotFoundError):
             current = _current(run.id, source)
             if not wanted.match_none and wanted.matches(current):
-                yield _copied(current, source, target, move=move)
+                yield _copied(current, source, target, move=move, overwrite=overwrite)
 
 
 def _changed_since(
     source: StorageBackend, target: StorageBackend, since: datetime, filters: RunFilters
-) -> Iterator[WorkflowRun]:
+) -> Iterator[WorkflowRun | Transferred]:
     given = filters.get("started_after")
     started: RunFilters = {**filters, "started_after": max(since, given or since)}
-    yield from source.runs.iter_runs(**started)
+    yield from readable(source.readable_pages(**started))
     not_ended: RunFilters = {**filters, "status": _NOT_ENDED}
-    yield from source.runs.iter_runs(**not_ended)
+    yield from readable(source.readable_pages(**not_ended))
     # Without the filters that can be different there by now.
     names = filters.get("workflow_name")
     yield from target.runs.iter_runs(workflow_name=names, status=_NOT_ENDED)
@@ -220,11 +249,16 @@ def attempts_of(run: WorkflowRun, attempts: list[Attempt]) -> list[Attempt]:
 
 
 def _copied(
-    run: WorkflowRun, source: StorageBackend, target: StorageBackend, *, move: bool
+    run: WorkflowRun,
+    source: StorageBackend,
+    target: StorageBackend,
+    *,
+    move: bool,
+    overwrite: bool,
 ) -> Transferred:
     # As it is now; it was read together with others, some time ago.
     run = _current(run.id, source)
-    done = bring_up_to_date(run, _StoredHistory(source, run), target)
+    done = bring_up_to_date(run, _StoredHistory(source, run), target, overwrite=overwrite)
     if done.outcome == "refused":
         return done
     if not move or run.status not in TERMINAL_STATUSES:
@@ -250,11 +284,20 @@ def _current(run_id: str, store: StorageBackend) -> WorkflowRun:
     return run
 
 
-def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend) -> Transferred:
-    """Bring the run in the target up to date, or say why not."""
+def bring_up_to_date(
+    run: WorkflowRun, history: History, target: StorageBackend, *, overwrite: bool = False
+) -> Transferred:
+    """Bring the run in the target up to date, or say why not.
+
+    Args:
+        run: the run as it is to be.
+        history: its checkpoints and attempts.
+        target: where.
+        overwrite: see `copy_runs`.
+    """
     for attempt in range(MAX_ATTEMPTS):
         try:
-            return _updated(run, history, target)
+            return _updated(run, history, target, overwrite=overwrite)
         except StorageUnavailableError:
             raise
         except DamagedStateError as exc:
@@ -267,13 +310,15 @@ def bring_up_to_date(run: WorkflowRun, history: History, target: StorageBackend)
     raise AssertionError("unreachable")
 
 
-def _updated(run: WorkflowRun, history: History, target: StorageBackend) -> Transferred:
+def _updated(
+    run: WorkflowRun, history: History, target: StorageBackend, *, overwrite: bool
+) -> Transferred:
     stored = target.runs.get(run.id)
     if stored is None:
         target.runs.put(run, attempts=history.attempts())
         return _appended(run.id, history, -1, target)
     last = target.states.get_latest_checkpoint(run.id)
-    reason = _conflict(run, history, stored, last)
+    reason = _conflict(run, history, stored, last, overwrite=overwrite)
     if reason:
         return Transferred(run.id, "refused", reason=reason)
     done = _appended(run.id, history, -1 if last is None else last["step"], target)
@@ -316,7 +361,12 @@ def _size(checkpoints: list[EncodedCheckpoint]) -> int:
 
 
 def _conflict(
-    run: WorkflowRun, history: History, stored: WorkflowRun, last: Checkpoint | None
+    run: WorkflowRun,
+    history: History,
+    stored: WorkflowRun,
+    last: Checkpoint | None,
+    *,
+    overwrite: bool,
 ) -> str | None:
     """Return why a run in the target is not just an earlier form of this one, if it is not."""
     if (stored.workflow_name, stored.started_at) != (run.workflow_name, run.started_at):
@@ -347,21 +397,28 @@ def _conflict(
                 f"{following.step}; those between were deleted here. Delete the run in the "
                 "target, to copy those that are left."
             )
-    return None if equal_runs(stored, run) else _unclear(run, stored, ahead=ahead)
+    return None if equal_runs(stored, run) else _unclear(run, stored, wins=ahead or overwrite)
 
 
-def _unclear(run: WorkflowRun, stored: WorkflowRun, *, ahead: bool) -> str | None:
-    """Return why it is not clear that the run is newer here than in the target, if it is not."""
+def _unclear(run: WorkflowRun, stored: WorkflowRun, *, wins: bool) -> str | None:
+    """Return why it is not clear that the run is newer here than in the target, if it is not.
+
+    Args:
+        run: the run as it is here.
+        stored: as it is in the target.
+        wins: whether it is the one that is taken where no time tells.
+    """
     here, there = _last_change(run), _last_change(stored)
     if there > here:
         return (
             f"It was changed in the target, at {there}, after it was here, at {here}. "
             "Delete it in one of them, or copy it the other way."
         )
-    if there == here and not ahead:
+    if there == here and not wins:
         return (
             "It is not the same in the target, and neither is newer: its last change of status "
-            f"or heartbeat was at {here} in both. Delete it in one of them."
+            f"or heartbeat was at {here} in both. Delete it in one of them, or copy it with "
+            "overwrite=True (--overwrite) to have it as it is here."
         )
     return None
 

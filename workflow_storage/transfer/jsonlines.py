@@ -17,6 +17,7 @@ from workflow_storage.transfer.copying import (
     Transferred,
     attempts_of,
     bring_up_to_date,
+    readable,
     refuse_useless,
 )
 from workflow_storage.transfer.files import is_cut_to_nothing, reading, writing
@@ -44,7 +45,12 @@ _HELD_AT_ONCE = 4
 
 
 def export_runs(
-    source: StorageBackend, path: str | Path, **filters: Unpack[RunFilters]
+    source: StorageBackend,
+    path: str | Path,
+    *,
+    before: str | WorkflowRun | None = None,
+    limit: int | None = None,
+    **filters: Unpack[RunFilters],
 ) -> Iterator[Transferred]:
     """Write runs to a file of JSON Lines, newest first: a line for a run, and one for each state.
 
@@ -61,6 +67,8 @@ def export_runs(
     Args:
         source: where the runs are.
         path: the file; compressed with gzip or zstd if it ends in ``.gz`` or ``.zst``.
+        before: only runs after this one, or the run with this id, in the order of `list_runs`.
+        limit: how many runs at most; None for all.
         **filters: which runs; see `RunFilters`.
 
     Yields:
@@ -72,8 +80,8 @@ def export_runs(
         StorageUnavailableError: if the store does not answer.
     """
     with writing(Path(path)) as file:
-        for run in source.runs.iter_runs(**filters):
-            yield exported(run, source, file)
+        for run in readable(source.readable_pages(before=before, limit=limit, **filters)):
+            yield run if isinstance(run, Transferred) else exported(run, source, file)
 
 
 def import_runs(

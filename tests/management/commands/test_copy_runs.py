@@ -1,10 +1,14 @@
 """``copy_runs``: runs into another store, or moved there."""
 
+import json
 from datetime import timedelta
 
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
 from django.utils import timezone
 
-from tests.management.conftest import run_transfer
+from tests.management.conftest import run_command, run_transfer
 from workflow_storage.testing import stored_run
 
 
@@ -50,6 +54,63 @@ def test_copy_runs_takes_filters(source, target, sqlite_url, redis_url):
     )
 
     assert [run.id for run in target.runs.iter_runs()] == ["0-10"]
+
+
+def test_so_many_runs_are_copied_of_those_after_another_one(any_backend, any_url, tmp_path):
+    now = timezone.now()
+    for number in range(60):
+        start = now - timedelta(seconds=number // 2)
+        stored_run(any_backend, id=f"{number:02}", status="failed", started_at=start)
+    listed = [run.id for run in any_backend.runs.list_runs()]
+    url = f"sqlite:///{tmp_path}/target.db"
+    arguments = ("copy_runs", "--from", any_url, "--to", url, "--before", listed[2])
+
+    out, _, error = run_transfer(*arguments, "--limit=45", "--move")
+
+    assert (out.partition(",")[0], error) == ("45 runs: 45 copied", None)
+    text = run_command("list_runs", backend=url, limit=100, format="jsonl")
+    assert [json.loads(line)["id"] for line in text.splitlines()] == listed[3:48]
+    assert [run.id for run in any_backend.runs.iter_runs()] == [*listed[:3], *listed[48:]]
+
+
+def test_programs_get_a_record_of_each_run(source, target, sqlite_url, redis_url):
+    run = stored_run(source, id="b", status="failed", started_at=timezone.now())
+    source.states.save_state(run.id, {}, "node")
+    stored_run(source, id="a", workflow_name="one")
+    stored_run(target, id="a", workflow_name="two")
+    arguments = ("copy_runs", "--from", sqlite_url, "--to", redis_url)
+
+    out, err, error = run_transfer(*arguments, "--move", "--format=jsonl")
+
+    refused, moved = sorted(map(json.loads, out.splitlines()), key=lambda one: one["run_id"])
+    assert list(moved) == ["run_id", "outcome", "states", "deleted", "reason", "line"]
+    assert list(moved.values()) == ["b", "copied", 1, True, None, None]
+    assert (refused["run_id"], refused["outcome"]) == ("a", "refused")
+    assert refused["reason"] in err
+    assert error == "1 of them did not go well; see above."
+    out, _, _ = run_transfer(*arguments, "--format=csv")
+    assert out.splitlines()[0] == "run_id,outcome,states,deleted,reason,line"
+    assert run_transfer(*arguments, "--format=json", "--workflow=none")[0] == "[]\n"
+
+
+def test_a_run_that_cannot_be_read_is_refused_and_the_others_are_copied(
+    sql_backend, sql_url, target, redis_url, tmp_path
+):
+    for number in range(30):
+        stored_run(sql_backend, id=f"{number:02}", status="failed")
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET inputs = '{no json' WHERE id = '17'")
+
+    for command in (
+        ("copy_runs", "--from", sql_url, "--to", redis_url),
+        ("export_runs", str(tmp_path / "runs.jsonl"), "--backend", sql_url),
+    ):
+        out, err, error = run_transfer(*command)
+        assert out.startswith("30 runs: 29 ")
+        assert err.startswith("17: it cannot be read: inputs")
+        assert error == "1 of them did not go well; see above."
+    assert target.runs.count_runs() == 29
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 29
 
 
 def test_a_store_is_not_moved_to_itself(source, sqlite_url):
@@ -98,6 +159,66 @@ def test_a_target_is_kept_up_to_date(source, target, sqlite_url, redis_url, monk
     assert rounds[1] == rounds[2] == {"one": "completed", "two": "pending"}
     assert (len(out.splitlines()), err) == (2, "")
     assert error.startswith("Interrupted after")
+
+
+def test_labels_of_runs_that_had_ended_come_with_a_full_pass(
+    source, target, sqlite_url, redis_url, monkeypatch
+):
+    from workflow_storage.management.commands import copy_runs
+
+    stored_run(source, id="old", status="failed", started_at=timezone.now() - timedelta(days=2))
+    clock, rounds = [1000.0], []
+
+    def between_rounds(pause):
+        rounds.append(target.runs.get("old").labels)
+        clock[0] += pause
+        if len(rounds) == 1:
+            source.runs.update("old", add_labels={"ticket": "4711"})
+        elif len(rounds) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(copy_runs.time, "sleep", between_rounds)
+    monkeypatch.setattr(copy_runs.time, "monotonic", lambda: clock[0])
+    run_transfer(
+        *("copy_runs", "--from", sqlite_url, "--to", redis_url),
+        *("--watch=60", "--full-every=3m", "--overwrite"),
+    )
+
+    assert rounds == [{}, {}, {}, {"ticket": "4711"}, {"ticket": "4711"}]
+
+
+def test_programs_that_watch_get_what_was_done_and_complaints_once(
+    source, target, sqlite_url, redis_url, monkeypatch
+):
+    from workflow_storage.management.commands import copy_runs
+
+    stored_run(source, id="same", workflow_name="one")
+    stored_run(target, id="same", workflow_name="two")
+    stored_run(source, id="open", status="running")
+    stored_run(source, id="ended", status="failed")
+    rounds = []
+
+    def between_rounds(_pause):
+        rounds.append(1)
+        if len(rounds) == 2:
+            source.runs.update_status("open", "completed")
+        elif len(rounds) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(copy_runs.time, "sleep", between_rounds)
+    arguments = ("copy_runs", "--from", sqlite_url, "--to", redis_url, "--watch=1")
+    out, err, error = run_transfer(*arguments, "--format=jsonl")
+
+    records = [json.loads(line) for line in out.splitlines()]
+    done = [(one["run_id"], one["outcome"]) for one in records]
+    assert sorted(done[:3]) == [("ended", "copied"), ("open", "copied"), ("same", "refused")]
+    assert done[3:] == [("open", "updated")]
+    assert len(err.splitlines()) == 1
+    assert error.startswith("Interrupted after 3 runs.")
+    for options in (["--format=json"], ["--limit=1"], ["--before=open"]):
+        with pytest.raises(CommandError) as caught:
+            call_command(*arguments, *options)
+        assert caught.value.returncode == 2
 
 
 def test_what_ages_while_it_is_watched_is_moved(source, target, sqlite_url, redis_url, monkeypatch):

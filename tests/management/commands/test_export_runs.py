@@ -28,6 +28,36 @@ def test_export_and_import_go_through_a_file(source, target, sqlite_url, redis_u
     assert target.states.get_latest_state(run.id) == {"b": 2}
 
 
+def test_so_many_runs_are_exported_of_those_after_another_one(any_backend, any_url, tmp_path):
+    for number in range(40):
+        stored_run(any_backend, id=f"{number:02}")
+    path = tmp_path / "runs.jsonl"
+
+    out, _, error = run_transfer(
+        *("export_runs", str(path), "--before=35", "--limit=30", "--format=jsonl"),
+        *("--backend", any_url),
+    )
+
+    exported = [json.loads(line)["run"]["id"] for line in path.read_text().splitlines()]
+    assert exported == [f"{number:02}" for number in range(34, 4, -1)]
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["run_id"] for record in records] == exported
+    assert {record["outcome"] for record in records} == {"copied"}
+    assert error is None
+
+
+def test_records_have_no_place_on_a_standard_output_that_gets_the_runs(source, sqlite_url):
+    stored_run(source)
+    command = [sys.executable, "manage.py", "export_runs", "/dev/stdout", "--format=jsonl"]
+
+    done = subprocess.run(
+        [*command, "--backend", sqlite_url], cwd=ROOT, capture_output=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--format is for what is said of each run" in done.stderr
+
+
 def test_runs_can_be_exported_to_standard_output(source, tmp_path, sqlite_url):
     run = stored_run(source)
     command = [sys.executable, "manage.py", "export_runs", "/dev/stdout", "--backend", sqlite_url]

@@ -1,6 +1,7 @@
 """``fail_stalled_runs``: what it sets to failed, and what it leaves alone."""
 
 import io
+import json
 from datetime import timedelta
 
 import pytest
@@ -46,6 +47,34 @@ class TestFailStalledRuns:
 
         assert run.id in out.getvalue()
         assert "set to failed." not in out.getvalue()
+
+    def test_of_many_those_are_failed_that_are_selected(self, backend, any_url):
+        old = timezone.now() - timedelta(hours=1)
+        for number in range(50):
+            stored_run(
+                backend,
+                id=f"{number:02}",
+                status="running",
+                workflow_name="odd" if number % 2 else "even",
+                started_at=old - timedelta(minutes=number),
+            )
+
+        def failed(*arguments):
+            out = io.StringIO()
+            call_command(
+                *("fail_stalled_runs", "--idle=15m", "--format=jsonl", *arguments),
+                backend=any_url,
+                stdout=out,
+            )
+            records = [json.loads(line) for line in out.getvalue().splitlines()]
+            return [record["id"] for record in records]
+
+        some = [f"{number:02}" for number in range(12, 36)]
+        assert failed("--before=11", "--limit=24", "--dry-run") == some
+        assert failed("--before=11", "--limit=24", "--workflow=odd", "--dry-run")[-1] == "49"
+        assert failed("--before=11", "--limit=24") == some
+        assert backend.runs.count_runs(status="failed") == 24
+        assert len(failed()) == 26
 
     @pytest.mark.parametrize("idle", ["15", "m", "-1m", "1w", "1e3s", "9" * 30 + "d"])
     def test_a_time_that_is_none_is_a_command_error(self, idle):

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.utils import timezone
 
-from tests.management.conftest import run_command
+from tests.management.conftest import run_command, run_transfer
 from workflow_storage.testing import stored_run
 from workflow_storage.validation import RUN_FIELDS
 
@@ -160,7 +160,8 @@ def test_programs_get_every_field_or_the_columns_that_they_name(source, sqlite_u
     run = stored_run(source, labels={"tenant": "acme"}, inputs={"file": "a.pdf"})
 
     (record,) = json.loads(run_command("list_runs", backend=sqlite_url, format="json"))
-    assert tuple(record) == RUN_FIELDS
+    assert tuple(record) == (*RUN_FIELDS, "problem")
+    assert record["problem"] is None
     assert record["inputs"] == {"file": "a.pdf"}
     assert record["started_at"] == run.started_at.isoformat()
     columns = "label:tenant,workflow,id"
@@ -187,6 +188,106 @@ def test_a_status_that_there_is_not_is_listed_as_it_is(sql_backend, sql_url):
     assert "bogus" in text
     assert text.count("\x1b[31mfailed") == 2
     assert "bogus" in run_command("show_run", runs[1].id, backend=sql_url, force_color=True)
+
+
+UNREADABLE = ("run-07", "run-25", "run-26", "run-49")
+
+
+@pytest.fixture
+def damaged(sql_backend):
+    """Fifty runs, of which four cannot be read, and of one of these no label."""
+    now = timezone.now()
+    for number in range(50):
+        stored_run(
+            sql_backend,
+            id=f"run-{number:02}",
+            workflow_name="w",
+            status="failed",
+            labels={"tenant": "acme"},
+            started_at=now + timedelta(seconds=number // 3),
+        )
+    with connections[sql_backend.alias].cursor() as cursor:
+        for run_id in UNREADABLE:
+            cursor.execute("UPDATE workflow_runs SET inputs = '{no json' WHERE id = %s", [run_id])
+        cursor.execute("UPDATE workflow_runs SET labels = '[' WHERE id = 'run-49'")
+    return sql_backend
+
+
+def test_a_run_that_cannot_be_read_is_listed_with_what_is_known(damaged, sql_url):
+    out, err, error = run_transfer("list_runs", "--limit=50", "--backend", sql_url)
+
+    lines = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
+    assert list(lines) == [f"run-{number:02}" for number in range(49, -1, -1)]
+    for run_id in UNREADABLE:
+        assert lines[run_id][1:3] == ["w", "failed"]
+        assert "damaged: inputs cannot be read" in " ".join(lines[run_id]) or run_id == "run-49"
+    assert err == ""
+    assert error == (
+        "4 workflow runs are damaged: run-49, run-26, run-25, run-07. "
+        "Run check_runs to see all that is."
+    )
+
+
+def test_programs_get_what_is_known_of_a_run_that_cannot_be_read(damaged, sql_url):
+    def listed(*arguments):
+        out, _, error = run_transfer("list_runs", *arguments, "--backend", sql_url)
+        return out, error
+
+    text, error = listed("--before=run-27", "--limit=3", "--format=json")
+    records = json.loads(text)
+    assert [record["id"] for record in records] == ["run-26", "run-25", "run-24"]
+    assert all(tuple(record) == (*RUN_FIELDS, "problem") for record in records)
+    for record, sound in zip(records, (False, False, True), strict=True):
+        assert (record["problem"] is None) == sound
+        assert (record["status"], record["labels"]) == ("failed", {"tenant": "acme"})
+    assert error.startswith("2 workflow runs are damaged: run-26, run-25.")
+
+    text, error = listed("--before=run-08", "--limit=1", "--format=jsonl", "--columns=id,inputs")
+    assert json.loads(text) == {"id": "run-07", "inputs": None}
+    assert error.startswith("Workflow run run-07 is damaged: inputs cannot be read: ")
+    assert error.endswith(" Run check_runs to see all that is.")
+    text, error = listed("--limit=2", "--format=csv", "--columns=id,status,label:tenant")
+    assert text.splitlines() == ["id,status,label:tenant", "run-49,failed,", "run-48,failed,acme"]
+    assert error is not None
+    text, error = listed("--before=run-49", "--limit=20", "--format=jsonl")
+    assert (text.count("\n"), error) == (20, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("duration_seconds", "x"), ("total_cost_usd", "abc"), ("started_at", "garbage")],
+)
+def test_a_field_that_cannot_be_right_is_left_out(source, sqlite_url, field, value):
+    for run_id in ("a", "b", "c"):
+        stored_run(source, id=run_id, status="failed", duration_seconds=1.5, total_cost_usd=0.5)
+    with connections[source.alias].cursor() as cursor:
+        cursor.execute(f"UPDATE workflow_runs SET {field} = %s WHERE id = 'b'", [value])
+
+    for shown in ("table", "json", "csv"):
+        out, _, error = run_transfer("list_runs", f"--format={shown}", "--backend", sqlite_url)
+        assert error.startswith(f"Workflow run b is damaged: its {field} cannot be right")
+        assert out.count("contract") == 3
+        assert value not in out.replace(f"right: {value!r}", "")
+
+
+@pytest.mark.parametrize("field", ["labels", "started_at", "attempt", "inputs"])
+def test_a_run_in_redis_that_cannot_be_read_is_listed_with_what_is_known(target, redis_url, field):
+    for number in range(30):
+        stored_run(target, id=f"run-{number:02}", workflow_name="w", status="failed")
+    store = target.runs.store
+    damage = ("HSET", f"{store.key_prefix('run-15')}:run:run-15", field, "{no")
+    store.execute(iter_of(damage))
+
+    out, _, error = run_transfer("list_runs", "--limit=50", "--backend", redis_url)
+
+    lines = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
+    assert list(lines) == [f"run-{number:02}" for number in range(29, -1, -1)]
+    assert lines["run-15"][1:3] == ["w", "failed"]
+    assert error.startswith("Workflow run run-15 is damaged: ")
+
+
+def iter_of(command):
+    return (yield [command])
 
 
 def test_monitoring_fails_if_there_is_any(source, sqlite_url):

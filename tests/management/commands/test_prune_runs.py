@@ -58,7 +58,7 @@ def test_a_dry_run_says_what_would_be_deleted_and_deletes_nothing(ended, every_u
     assert text.splitlines()[-1] == "5 runs would be deleted."
     assert left(ended) == ALL
     assert json.loads(prune(every_url, "--dry-run", "--workflow=b", format="json")) == [
-        {"workflow_name": "b", "runs": 1, "states": None}
+        {"workflow_name": "b", "runs": 1, "states": None, "archived": None, "deleted": None}
     ]
 
 
@@ -197,12 +197,39 @@ def test_nothing_is_deleted_unasked(source, sqlite_url):
 
 def test_what_programs_read_is_nothing_but_records(source, sqlite_url, tmp_path, keyboard):
     stored_run(source, workflow_name="w", status="failed")
-    found = [{"workflow_name": "w", "runs": 1, "states": None}]
+    found = {"workflow_name": "w", "runs": 1, "states": None, "archived": None, "deleted": None}
+    done = {**found, "workflow_name": None, "archived": 1, "deleted": 1}
     arguments = ["prune_runs", "--older-than=0s", "--format=json", "--backend", sqlite_url]
 
     keyboard("n\n")
-    assert json.loads(run_command(*arguments)) == found
+    assert json.loads(run_command(*arguments)) == [found]
     assert source.runs.count_runs() == 1
     arguments += ["--no-input", f"--archive={tmp_path / 'old.jsonl'}"]
-    assert json.loads(run_command(*arguments)) == found
+    assert json.loads(run_command(*arguments)) == [found, done]
     assert source.runs.count_runs() == 0
+    assert json.loads(run_command(*arguments, "--archive=x")) == []
+
+
+def test_programs_are_told_how_many_states_were_deleted(source, sqlite_url):
+    run = stored_run(source, workflow_name="w", status="completed")
+    for number in range(3):
+        source.states.save_state(run.id, {"n": number}, "node")
+    arguments = ["--states-only", "--keep-states=1", "--format=csv", "--older-than=0s"]
+
+    text = run_command("prune_runs", *arguments, "--no-input", backend=sqlite_url)
+
+    assert text.splitlines() == [
+        "workflow_name,runs,states,archived,deleted",
+        "w,1,2,,",
+        ",1,2,,2",
+    ]
+    stored_run(source, status="failed")
+    arguments = ["--older-than=0s", "--format=jsonl", "--no-input", "--verbosity=0"]
+    text = run_command("prune_runs", *arguments, backend=sqlite_url)
+    assert json.loads(text) == {
+        "workflow_name": None,
+        "runs": None,
+        "states": None,
+        "archived": None,
+        "deleted": 2,
+    }

@@ -112,6 +112,56 @@ def test_groups_can_be_labels_or_nothing_and_be_selected(every_backend, every_ur
     ]
 
 
+def test_the_newest_so_many_are_set_beside_as_many_before_them(every_backend, every_url, now):
+    store_some(every_backend, now)
+    ids = [run.id for run in every_backend.runs.list_runs()]
+
+    def rows(**options):
+        text = run_command("run_stats", format="json", backend=every_url, **options)
+        return [(one["workflow_name"], one["runs"], one["before_runs"]) for one in json.loads(text)]
+
+    assert rows(limit=2) == [("a", 2, 2)]
+    assert rows(limit=4) == [("a", 4, 0), ("b", 0, 1)]
+    assert rows(limit=2, before=ids[1]) == [("a", 2, 0), ("b", 0, 1)]
+    assert rows(limit=10, workflow="b") == [("b", 1, 0)]
+    assert rows(limit=1, workflow="none") == []
+    (day,) = json.loads(
+        run_command("run_stats", by="day", limit=1, format="json", backend=every_url)
+    )
+    assert (day["runs"], day["before_runs"]) == (1, None)
+
+
+def test_runs_after_another_one_are_summed_up(every_backend, every_url, now):
+    store_some(every_backend, now)
+    start = now - timedelta(days=4)
+    for number in range(3):
+        stored_run(
+            every_backend,
+            id=f"same-{number}",
+            workflow_name="a",
+            status="completed",
+            duration_seconds=5.0 + number,
+            total_cost_usd=0.2,
+            started_at=start,
+        )
+
+    def rows(**options):
+        text = run_command(
+            "run_stats", before="same-1", format="json", backend=every_url, **options
+        )
+        return json.loads(text)
+
+    a, b = rows()
+    assert (a["workflow_name"], a["runs"], a["before_runs"]) == ("a", 2, None)
+    assert (a["total_cost_usd"], a["max_seconds"]) == (pytest.approx(0.3), 30.0)
+    assert (b["workflow_name"], b["runs"]) == ("b", 1)
+    # Four days and a half, beside as many before: from 8.5 days ago until 4, and from 13 on.
+    a, b = rows(since=now - timedelta(days=8, hours=12))
+    assert (a["runs"], a["before_runs"]) == (2, 0)
+    assert (b["runs"], b["before_runs"]) == (0, 1)
+    assert rows(since=now - timedelta(days=3)) == []
+
+
 @pytest.mark.django_db
 def test_what_runs_cannot_be_grouped_by_is_said():
     assert run_command("run_stats", backend="default") == "No runs.\n"

@@ -2,9 +2,11 @@
 
 import io
 import json
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from tests.management.conftest import run_command, run_transfer
 from workflow_storage import RunLostError, record_run
@@ -90,7 +92,10 @@ def test_a_run_without_the_label_is_not_unlabelled(stored, every_url):
     assert text.endswith("1 run would be unlabelled, 1 run without such a label.\n")
     assert {run.id: run.labels for run in stored.runs.iter_runs()} == before
     text = update(every_url, "unlabel", "other", "pending", remove="extra", format="json")
-    assert json.loads(text) == {"changed": 1, "unchanged": 1, "refused": 0}
+    assert json.loads(text) == [
+        {"run_id": "other", "outcome": "changed", "reason": None},
+        {"run_id": "pending", "outcome": "unchanged", "reason": None},
+    ]
     text = update(every_url, "unlabel", "pending", remove=["nosuch"])
     assert text == "0 runs unlabelled, 1 run without such a label.\n"
 
@@ -121,6 +126,9 @@ def test_whoever_works_on_a_cancelled_run_is_told(every_backend, every_url):
         (["cancel", "x", "--workflow=a"], "Name runs by their ids, or else select"),
         (["label", "x"], "--set NAME=VALUE"),
         (["unlabel", "x"], "--remove NAME"),
+        (["cancel", "x", "--limit=1"], "go with a selection, not with ids"),
+        (["cancel", "x", "--before=y"], "go with a selection, not with ids"),
+        (["cancel", "--limit=1"], "Name runs by their ids, or else select"),
         (["label", "x", "--set=a=1", "--message=m"], "--message goes with cancel and fail"),
         (["cancel", "gone"], "Workflow run not found: gone"),
     ],
@@ -156,12 +164,42 @@ def test_more_than_one_run_is_not_changed_unasked(source, sqlite_url):
     assert sorted(statuses(source).values()) == ["cancelled", "pending"]
 
 
-def test_what_programs_read_is_counts_though_nothing_was_changed(source, sqlite_url, keyboard):
+def test_programs_get_a_record_of_each_run_of_what_became_of_it_or_would(stored, every_url):
+    arguments = ("update_runs", "fail", "completed", "other", "--backend", every_url)
+    ended = "Workflow run completed is completed already."
+
+    for options in (["--dry-run"], ["--no-input"]):
+        out, err, error = run_transfer(*arguments, *options, "--format=jsonl")
+        assert [json.loads(line) for line in out.splitlines()] == [
+            {"run_id": "completed", "outcome": "refused", "reason": ended},
+            {"run_id": "other", "outcome": "changed", "reason": None},
+        ]
+        assert err == f"{ended}\n"
+        assert error == "1 run could not be; see above."
+        is_changed = options == ["--no-input"]
+        assert statuses(stored)["other"] == ("failed" if is_changed else "running")
+
+
+def test_a_selection_begins_after_a_run_and_has_so_many(every_backend, every_url):
+    now = timezone.now()
+    for number in range(8):
+        stored_run(every_backend, id=str(number), started_at=now - timedelta(hours=number // 3))
+
+    text = update(every_url, "cancel", "--workflow=contract", "--before=1", "--limit=3")
+
+    assert text == "3 runs cancelled.\n"
+    cancelled = {run_id for run_id, status in statuses(every_backend).items() if "can" in status}
+    assert cancelled == {"0", "5", "4"}
+    text = update(every_url, "cancel", "--workflow=contract", "--before=4", dry_run=True)
+    assert text.endswith("3 runs would be cancelled.\n")
+
+
+def test_what_programs_read_is_a_list_though_nothing_was_changed(source, sqlite_url, keyboard):
     for _ in range(2):
         stored_run(source, workflow_name="a")
 
     keyboard("n\n")
     text = run_command("update_runs", "cancel", workflow="a", backend=sqlite_url, format="json")
 
-    assert json.loads(text) == {"changed": 0, "unchanged": 0, "refused": 0}
+    assert json.loads(text) == []
     assert set(statuses(source).values()) == {"pending"}

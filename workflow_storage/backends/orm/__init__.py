@@ -79,6 +79,9 @@ class DjangoBackend(StorageBackend):
     ) -> list[str]:
         return self._check.newest_ids(valid_filters(filters), before, limit)
 
+    def known_fields(self, run_id: str) -> dict[str, Any]:
+        return self._check.known_fields(run_id)
+
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         yield from self._check.tables()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.migrations.executor import MigrationExecutor
@@ -13,12 +13,14 @@ from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.backends.orm.repository import DjangoRepository
 from workflow_storage.backends.orm.run_rows import RunRows
 from workflow_storage.base import Damage
+from workflow_storage.exceptions import StorageError, StorageUnavailableError
 from workflow_storage.models import (
     ExecutionState,
     WorkflowRun,
     WorkflowRunAttempt,
     WorkflowRunLabel,
 )
+from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +95,23 @@ class DatabaseCheck(DjangoRepository):
         position = None if before is None else (before.started_at, before.id)
         runs = with_values(self._rows.runs, conditions_of(filters, position))
         return list(runs.order_by(*order_of(filters)).values_list("pk", flat=True)[:limit])
+
+    def known_fields(self, run_id: str) -> dict[str, Any]:
+        """Return those fields of a run that can be read."""
+        fields = {}
+        for name in RUN_FIELDS:
+            try:
+                for value in self._values(run_id, name):
+                    fields[name] = value
+            except StorageUnavailableError:
+                raise
+            except (StorageError, ArithmeticError, TypeError, ValueError):
+                pass  # that field is the damaged one, or one of them
+        return fields
+
+    @reading
+    def _values(self, run_id: str, name: str) -> list[Any]:
+        return list(self._rows.run(run_id).values_list(name, flat=True))
 
     def labels(self, runs: Sequence[WorkflowRun], *, repair: bool) -> list[Damage]:
         """Return which of some runs have other labels than their rows say."""

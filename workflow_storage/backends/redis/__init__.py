@@ -14,6 +14,7 @@ except ImportError as exc:
     ) from exc
 
 from workflow_storage.backends.redis.checking import (
+    known_fields,
     missing_entries,
     newest_ids,
     stray_entries,
@@ -73,6 +74,9 @@ class RedisBackend(StorageBackend):
     ) -> list[str]:
         valid = valid_filters(filters)
         return self.store.execute(newest_ids(self.store, valid, before, limit))
+
+    def known_fields(self, run_id: str) -> dict[str, Any]:
+        return self.store.execute(known_fields(self.store, run_id))
 
     def check_whole(self, *, repair: bool = False) -> Iterator[Damage]:
         yield from unlisted(self.store, repair=repair)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from itertools import compress, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from workflow_storage.backends.redis import scripts
 from workflow_storage.backends.redis.errors import storage_error
 from workflow_storage.backends.redis.indexes import NewestRuns, entry_of, parsed_entry
-from workflow_storage.backends.redis.records import read_runs, run_from
+from workflow_storage.backends.redis.records import known_fields_from, read_runs, run_from
 from workflow_storage.backends.redis.repository import call, indexing_call, time_text
 from workflow_storage.backends.redis.scripts import INDEXES, TIME_LENGTH
 from workflow_storage.base import Damage
@@ -192,6 +192,12 @@ def newest_ids(
             if _may_be_meant(filters, run_id, start, values)
         ]
     return run_ids
+
+
+def known_fields(store: RedisStore, run_id: str) -> Operation[dict[str, Any]]:
+    """Return those fields of a run that can be read."""
+    (values,) = yield read_runs(store, [run_id])
+    return known_fields_from(run_id, values)
 
 
 def _may_be_meant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,15 @@ def run_from(run_id: str, values: Sequence[bytes | None]) -> WorkflowRun | None:
     if fields[_LABELS] is None:
         fields[_LABELS] = {}
     return WorkflowRun.from_db(None, _MODEL_FIELDS, [run_id, *fields])
+
+
+def known_fields_from(run_id: str, values: Sequence[bytes | None]) -> dict[str, Any]:
+    """Return those fields of a run that can be read, from its fields in Redis; see `run_from`."""
+    fields: dict[str, Any] = {"id": run_id}
+    for name, value in zip(FIELDS, values, strict=True):
+        with suppress(ValueError):
+            fields[name] = None if value is None else _READER[name](value)
+    return fields
 
 
 def found_run(run_id: str, values: Sequence[bytes | None] | None) -> FoundRun | None:

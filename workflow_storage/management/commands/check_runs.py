@@ -8,25 +8,19 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import CommandError
 
 from workflow_storage.base import Damage
-from workflow_storage.exceptions import StorageError, StorageUnavailableError
-from workflow_storage.management.arguments import add_limit, add_selection, limit_of, selection_of
-from workflow_storage.management.base import StorageCommand, found_run, with_found_parent
-from workflow_storage.management.checking import (
-    UNREADABLE,
-    damaged_fields,
-    problems_of,
-    read_run,
-)
+from workflow_storage.exceptions import StorageError
+from workflow_storage.management.arguments import add_selection
+from workflow_storage.management.base import StorageCommand, selected
+from workflow_storage.management.checking import damaged_fields, problems_of
 from workflow_storage.management.output import Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.text import counted, one_line
-from workflow_storage.paging import PageLength
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterator
 
-    from workflow_storage.base import RunFilters, StorageBackend
+    from workflow_storage.base import StorageBackend
     from workflow_storage.management.output import Output
     from workflow_storage.models import WorkflowRun
 
@@ -49,12 +43,6 @@ class Command(LongCommand, StorageCommand):
         """Add the selection, the repairing and the going on."""
         super().add_arguments(parser)
         add_selection(parser)
-        add_limit(parser)
-        parser.add_argument(
-            "--before",
-            metavar="ID",
-            help="Go on after the run with this id, newest first, as an interrupted check says.",
-        )
         parser.add_argument(
             "--repair",
             action="store_true",
@@ -82,6 +70,10 @@ class Command(LongCommand, StorageCommand):
         """Return 1 if something was found that is not repaired."""
         return int(self._found > self._repaired)
 
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return whether it repairs, which is not to be left half done."""
+        return bool(options["repair"])
+
     def _summary(self) -> str:
         repaired = f", {self._repaired:,} of them repaired" if self._repaired else ""
         return (
@@ -99,43 +91,30 @@ class Command(LongCommand, StorageCommand):
             yield damage
 
     def _damages(self, backend: StorageBackend, options: dict[str, Any]) -> Iterator[Damage]:
-        filters = with_found_parent(backend, selection_of(options))
+        selection = selected(backend, options)
         repair = options["repair"]
-        before = options["before"] and found_run(backend, options["before"])
-        is_all = before is None and not any(value is not None for value in filters.values())
-        if is_all:
+        filters = selection.filters.values()
+        if selection.before is None and all(value is None for value in filters):
             yield from backend.check_whole(repair=repair)
-        left = limit_of(options)
-        total = backend.runs.count_runs(**filters) if self.stderr.isatty() else None
-        length = PageLength()
-        # Runs that no page can begin after, for they, or their start, cannot be read.
-        behind: set[str] = set()
+        total = selection.count(backend) if self.stderr.isatty() else None
         with self.progress(total, options) as advance:
-            while left is None or left > 0:
-                size = length.runs if left is None else min(left, length.runs)
-                try:
-                    page = _page(backend, before, size, behind, filters)
-                    if not page:
-                        return
-                    runs = [run for run in page if not isinstance(run, Damage)]
+            try:
+                for page in selection.pages(backend):
                     # By what a damaged run has to be found, nobody can tell.
-                    sound = [run for run in runs if not damaged_fields(run)]
+                    sound = [
+                        run
+                        for run in page
+                        if not isinstance(run, Damage) and not damaged_fields(run)
+                    ]
                     yield from backend.check_indexes(sound, repair=repair)
                     for run in page:
                         yield from self._damages_of(backend, run)
                         self._runs += 1
                         advance(1)
-                        if isinstance(run, Damage):
-                            behind.add(str(run.run_id))
-                        elif not isinstance(run.started_at, datetime):
-                            behind.add(run.id)
-                        else:
-                            before, self._last = run, run.id
-                            behind.clear()
-                except StorageError as exc:
-                    raise CommandError(f"{exc} {self._going_on()}") from exc
-                length.after(runs)
-                left = None if left is None else left - len(page)
+                        if not isinstance(run, Damage) and isinstance(run.started_at, datetime):
+                            self._last = run.id
+            except StorageError as exc:
+                raise CommandError(f"{exc} {self._going_on()}") from exc
 
     def _damages_of(self, backend: StorageBackend, run: WorkflowRun | Damage) -> Iterator[Damage]:
         if isinstance(run, Damage):
@@ -146,39 +125,6 @@ class Command(LongCommand, StorageCommand):
 
     def _count_states(self, number: int) -> None:
         self._states += number
-
-
-def _page(
-    backend: StorageBackend,
-    before: WorkflowRun | None,
-    size: int,
-    behind: set[str],
-    filters: RunFilters,
-) -> list[WorkflowRun] | list[WorkflowRun | Damage]:
-    """Return the next runs; if one of them cannot be read, one by one, with what is wrong.
-
-    Args:
-        backend: where they are.
-        before: the run after which to begin.
-        size: how many.
-        behind: the ids of runs after that, which are left out.
-        filters: which runs.
-    """
-    if not behind:
-        try:
-            return backend.runs.list_runs(before=before, limit=size, **filters)
-        except StorageUnavailableError:
-            raise
-        except UNREADABLE:
-            pass
-    while True:
-        listed = backend.newest_ids(before=before, limit=size + len(behind), **filters)
-        run_ids = [run_id for run_id in listed if run_id not in behind][:size]
-        found = {run_id: read_run(backend, run_id) for run_id in run_ids}
-        page = [run for run in found.values() if run is not None]
-        if page or not run_ids:
-            return page
-        behind.update(run_ids)  # deleted meanwhile
 
 
 def _line(damage: Damage) -> str:

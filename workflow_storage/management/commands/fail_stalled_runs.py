@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.filters import valid_filters
-from workflow_storage.management.arguments import add_selection, duration, selection_of
-from workflow_storage.management.base import StorageCommand, with_found_parent
+from workflow_storage.management.arguments import add_selection, duration
+from workflow_storage.management.base import StorageCommand, selected
 from workflow_storage.management.run_columns import run_columns, run_record
 from workflow_storage.management.text import counted
+from workflow_storage.paging import PageLength, emptied
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from collections.abc import Iterator
+    from datetime import timedelta
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.output import Output
+    from workflow_storage.management.selection import Selection
+    from workflow_storage.models import WorkflowRun
 
 
 class Command(StorageCommand):
@@ -45,20 +49,38 @@ class Command(StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Fail the runs, and list them."""
         idle = duration(options["idle"])
-        selected = valid_filters(with_found_parent(backend, selection_of(options)))
-        stalled = [run for run in backend.runs.list_stalled(idle) if selected.matches(run)]
-        runs = []
-        for run in stalled:
-            if options["dry_run"]:
-                runs.append(run)
-            elif backend.runs.fail_stalled(idle, run_id=run.id):
-                self._failed += 1
-                runs.append(backend.runs.get(run.id) or run)
-        output.rows(runs, run_columns(), run_record())
+        stalled = _stalled(backend, idle, selected(backend, options))
+        runs = stalled if options["dry_run"] else self._set_to_failed(backend, idle, stalled)
+        count = output.rows(runs, run_columns(), run_record())
         if output.is_table:
             done = "would be set to failed" if options["dry_run"] else "set to failed"
-            self.say(f"{counted(len(runs), 'run')} {done}.", options)
+            self.say(f"{counted(count, 'run')} {done}.", options)
+
+    def goes_on_unread(self, options: dict[str, Any]) -> bool:
+        """Return True, unless nothing is changed."""
+        return not options["dry_run"]
 
     def interruption(self) -> str:
         """Return what was done."""
         return f"Interrupted after {counted(self._failed, 'run')} set to failed."
+
+    def _set_to_failed(
+        self, backend: StorageBackend, idle: timedelta, runs: Iterator[WorkflowRun]
+    ) -> Iterator[WorkflowRun]:
+        for run in runs:
+            if backend.runs.fail_stalled(idle, run_id=run.id):
+                self._failed += 1
+                yield backend.runs.get(run.id) or run
+
+
+def _stalled(
+    backend: StorageBackend, idle: timedelta, selection: Selection
+) -> Iterator[WorkflowRun]:
+    """Yield those of a selection that are stalled, in memory bounded by bytes."""
+    before, length = selection.before, PageLength(selection.limit)
+    while page := backend.runs.list_stalled(
+        idle, before=before, limit=length.runs, **selection.filters
+    ):
+        before = page[-1]
+        length.after(page)
+        yield from emptied(page)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable, Iterator
 
+    from workflow_storage.management.output import Output
     from workflow_storage.transfer import Transferred
 
 ENOUGH = 100
@@ -32,6 +33,7 @@ class Command(TransferCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the file and the store."""
         parser.add_argument("file", metavar="FILE", help="A file that export_runs wrote.")
+        super().add_arguments(parser)
         add_backend(parser)
         parser.add_argument(
             "--max-line",
@@ -41,12 +43,13 @@ class Command(TransferCommand):
             help="The longest line to read, and the largest state. Default: %(default)s.",
         )
 
-    def carry_out(self, options: dict[str, Any]) -> None:
+    def transfer(self, output: Output, options: dict[str, Any]) -> None:
         """Read the file."""
         target = create_storage_backend(options["backend"])
         max_line = count(options["max_line"]) * 2**20
         imported = import_runs(options["file"], target, max_line=max_line)
-        self.report(_of_an_export(imported, options["file"]), None, "imported", options)
+        results = _of_an_export(imported, options["file"])
+        self.report(results, None, "imported", output, options)
 
 
 def _of_an_export(

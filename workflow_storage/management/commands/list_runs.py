@@ -7,23 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 
-from workflow_storage.management.arguments import (
-    add_limit,
-    add_selection,
-    limit_of,
-    seconds,
-    selection_of,
-)
-from workflow_storage.management.base import StorageCommand, found_run, with_found_parent
-from workflow_storage.management.run_columns import column_names, run_columns, run_record
+from workflow_storage.management.arguments import add_selection, seconds
+from workflow_storage.management.base import StorageCommand, selected
+from workflow_storage.management.readable import NAMED, known_runs, unreadable_error
+from workflow_storage.management.run_columns import column_names, known_columns, known_record
 from workflow_storage.management.text import counted
-from workflow_storage.validation import RUN_FIELDS
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from collections.abc import Iterable, Iterator
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.output import Output
+    from workflow_storage.management.readable import Known
 
 DEFAULT_LIMIT = 20
 """Runs that are listed unless ``--limit`` says how many."""
@@ -37,17 +33,20 @@ class Command(StorageCommand):
 
     help = (
         "Lists workflow runs, newest first: of those that failed the node and the first line of "
-        "the error, of those that run the node and the seconds so far."
+        "the error, of those that run the node and the seconds so far. One that cannot be read is "
+        "listed with what is known of it, and the exit code is 1."
     )
 
     _is_found = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unreadable: list[Known] = []
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the selection, the columns and the watching."""
         super().add_arguments(parser)
-        add_selection(parser)
-        add_limit(parser, default=DEFAULT_LIMIT)
-        parser.add_argument("--before", metavar="ID", help="The page after the run with this id.")
+        add_selection(parser, default_limit=DEFAULT_LIMIT)
         parser.add_argument(
             "--columns",
             type=column_names,
@@ -73,22 +72,30 @@ class Command(StorageCommand):
             if options["fail_if_any"] and count:
                 raise CommandError(f"Found {counted(count, 'run')}.")
             if options["watch"] is None:
-                return
+                break
             self.stdout.flush()
             time.sleep(seconds(options["watch"]))
+        if self._unreadable:
+            raise unreadable_error(self._unreadable)
 
     def code_of_broken_pipe(self) -> int:
-        """Return 1 if there was a run, and there must be none."""
-        return int(self._is_found)
+        """Return 1 if there was a run, and there must be none; or one that cannot be read."""
+        return int(self._is_found or bool(self._unreadable))
 
     def _page(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> int:
-        before = options["before"] and found_run(backend, options["before"])
-        filters = with_found_parent(backend, selection_of(options))
-        limit = limit_of(options) or DEFAULT_LIMIT
-        runs = backend.runs.list_runs(before=before, limit=limit, **filters)
-        self._is_found = options["fail_if_any"] and bool(runs)
+        selection = selected(backend, options, default_limit=DEFAULT_LIMIT)
+        self._unreadable.clear()
+        runs: Iterable[Known] = self._noted(known_runs(backend, selection), options)
+        if output.is_table:
+            runs = list(runs)  # before the list of the last round is cleared away
         if options["watch"] is not None and output.is_terminal:
             output.raw(CLEAR)
         names = options["columns"] and column_names(options["columns"])
-        columns = run_columns(names) if names else run_columns()
-        return output.rows(runs, columns, run_record(names or RUN_FIELDS), nothing="No runs.")
+        return output.rows(runs, known_columns(names), known_record(names), nothing="No runs.")
+
+    def _noted(self, runs: Iterable[Known], options: dict[str, Any]) -> Iterator[Known]:
+        for run in runs:
+            self._is_found = options["fail_if_any"]
+            if run.problem is not None and len(self._unreadable) <= NAMED:
+                self._unreadable.append(run)
+            yield run

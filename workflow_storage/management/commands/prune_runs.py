@@ -52,6 +52,24 @@ class Found(NamedTuple):
     """None where the runs go with all their states."""
 
 
+class Pruned(NamedTuple):
+    """What there was to be deleted of a workflow, or of all; and of all, what was done."""
+
+    workflow_name: str | None
+    """None for all."""
+    runs: int | None
+    """How many were found; None if nobody wanted to know."""
+    states: int | None
+    """How many of their states; None where the runs go with all of them."""
+    archived: int | None = None
+    """How many runs were written to the archive; None without one."""
+    deleted: int | None = None
+    """How many runs were deleted, or with --states-only states."""
+
+
+RECORD = Record(Pruned._fields, lambda pruned: pruned._asdict())
+
+
 class Command(LongCommand, StorageCommand):
     """Deletes runs that ended long ago, or the older ones of their states."""
 
@@ -61,6 +79,7 @@ class Command(LongCommand, StorageCommand):
     )
 
     _deleted = 0
+    _written: int | None = None
     _noun = "run"
     _archive = _archived = ""
     _went_wrong = False
@@ -122,25 +141,31 @@ class Command(LongCommand, StorageCommand):
         # Who wants to hear nothing need not wait for the counting.
         if options["dry_run"] or options["interactive"] or options["verbosity"]:
             found = self._found(backend, which, keep, options)
-            self._show_found(output, found, states_only=keep is not None)
-            runs = sum(one.runs for one in found)
-            what = counted(runs, "run")
-            if keep is not None:
-                what = f"{counted(sum(one.states or 0 for one in found), 'state')} of {what}"
+            pruned = [Pruned(*one) for one in found]
+            if output.is_table:
+                self._show_found(output, found, states_only=keep is not None)
+            total: int | None = sum(one.runs for one in found)
+            states = None if keep is None else sum(one.states or 0 for one in found)
+            what = counted(total or 0, "run")
+            if states is not None:
+                what = f"{counted(states, 'state')} of {what}"
             if found and options["dry_run"] and output.is_table:
                 self.say(f"{what} would be deleted.", options)
             if options["dry_run"] or not found:
+                self._write_records(output, pruned)
                 return
             if not self.confirmed(f"Delete {what}?", options):
                 if output.is_table:
                     self.say("Nothing was deleted.", options)
+                self._write_records(output, pruned)
                 return
-            total: int | None = runs
         else:
-            total = None
+            pruned, total, states = [], None, None
         self._delete(backend, which, keep, total, options)
         if output.is_table:
             self.say(f"{self._archived}{counted(self._deleted, self._noun)} deleted.", options)
+        in_all = Pruned(None, total, states, self._written, self._deleted)
+        self._write_records(output, [*pruned, in_all])
         if self._went_wrong:
             raise CommandError("Some were not archived and deleted; see above.")
 
@@ -232,8 +257,12 @@ class Command(LongCommand, StorageCommand):
             columns.append(
                 Column("states", "States", lambda one: as_count(one.states), kind="number")
             )
-        record = Record(Found._fields, lambda one: one._asdict())
-        output.rows(found, columns, record, nothing="Nothing to delete.")
+        output.rows(found, columns, RECORD, nothing="Nothing to delete.")
+
+    def _write_records(self, output: Output, records: Iterable[Pruned]) -> None:
+        """Write what there was and what was done for programs; people have been told."""
+        if not output.is_table:
+            output.rows(records, (), RECORD)
 
     def _delete_states(
         self,
@@ -266,6 +295,7 @@ class Command(LongCommand, StorageCommand):
                 self.complain(f"{one_line(one.run_id)}: {one_line(one.reason)}")
             else:
                 written += 1
+        self._written = written
         self._archive = f"{path} has all of them; go on with another --archive FILE."
         kept, lines_are_sound = 0, True
         for done in self.with_progress(delete_archived(backend, path), written, options):

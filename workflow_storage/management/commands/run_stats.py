@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.management.arguments import add_selection, selection_of
-from workflow_storage.management.base import StorageCommand, with_found_parent
+from workflow_storage.management.arguments import add_selection
+from workflow_storage.management.base import StorageCommand, selected
 from workflow_storage.management.statistics import (
     compared_groups,
     in_all,
@@ -44,7 +44,7 @@ class Command(StorageCommand):
     help = (
         "Sums workflow runs up by group: how many, the share of those that were completed of those "
         "that were completed or failed, durations, tokens and cost; with --since, beside the time "
-        "before of the same length."
+        "before of the same length; with --limit N, the newest N runs, beside the N before them."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -63,7 +63,7 @@ class Command(StorageCommand):
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Write a line for each group."""
         by = groups(options["by"])
-        rows = compared_groups(backend, by, with_found_parent(backend, selection_of(options)))
+        rows = compared_groups(backend, by, selected(backend, options))
         with_changes = any(row.before is not None for row in rows)
         if output.is_table and len(rows) > 1:
             is_by_time = any(name in TIMES for name in by)

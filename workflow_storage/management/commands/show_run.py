@@ -12,7 +12,7 @@ from django.core.management.base import CommandError
 from workflow_storage.base import Checkpoint
 from workflow_storage.exceptions import RunNotFoundError
 from workflow_storage.management.arguments import given, seconds, whole_number
-from workflow_storage.management.base import StorageCommand, found_run
+from workflow_storage.management.base import StorageCommand, found_known
 from workflow_storage.management.changes import (
     checkpoint_at,
     compared,
@@ -20,6 +20,7 @@ from workflow_storage.management.changes import (
     write_changes,
 )
 from workflow_storage.management.output import Record, plain
+from workflow_storage.management.readable import unreadable_error
 from workflow_storage.management.run_columns import run_as_dict
 from workflow_storage.management.run_details import (
     ATTEMPT_RECORD,
@@ -115,18 +116,22 @@ class Command(StorageCommand):
 
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Write what was asked for."""
-        run = found_run(backend, options["run_id"])
+        found = found_known(backend, options["run_id"])
+        run = found.run
         if options["state"] is not None:
             self._state(backend, output, run, step_or_last(options["state"]))
         elif options["diff"] is not None:
             self._diff(backend, output, run, *steps_to_compare(options["diff"]))
         elif options["compare"]:
-            other = found_run(backend, options["compare"])
-            write_changes(output, compared(backend, run), compared(backend, other))
+            other = found_known(backend, options["compare"])
+            write_changes(output, compared(backend, run), compared(backend, other.run))
+            found = found if found.problem is not None else other
         elif options["follow"]:
             self._follow(backend, output, run, seconds(options["interval"]))
         else:
             self._page(backend, output, run, given(steps_range, options["steps"]))
+        if found.problem is not None:
+            raise unreadable_error([found])
 
     def _page(
         self, backend: StorageBackend, output: Output, run: WorkflowRun, which: Steps | None

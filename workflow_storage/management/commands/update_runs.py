@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django.core.management.base import CommandError
 
 from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
-from workflow_storage.management.arguments import (
-    add_limit,
-    add_selection,
-    labels_of,
-    limit_of,
-    selection_of,
-)
+from workflow_storage.management.arguments import add_selection, labels_of, selection_of
 from workflow_storage.management.base import (
     StorageCommand,
     add_no_input,
     found_run,
+    selected,
     usage_error,
-    with_found_parent,
 )
+from workflow_storage.management.output import Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.run_columns import run_columns, run_record
 from workflow_storage.management.text import counted, one_line
@@ -29,7 +25,7 @@ from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.output import Output
@@ -46,6 +42,18 @@ ACTIONS = {
 }
 SHOWN = 20
 """Runs that are shown before it is asked."""
+
+
+class Done(NamedTuple):
+    """What became of a run, or would."""
+
+    run_id: str
+    outcome: Literal["changed", "unchanged", "refused"]
+    """unchanged: it is without the label that is to be removed; refused: see reason."""
+    reason: str | None = None
+
+
+RECORD = Record(Done._fields, lambda done: done._asdict())
 
 
 class Command(LongCommand, StorageCommand):
@@ -66,7 +74,6 @@ class Command(LongCommand, StorageCommand):
         parser.add_argument("action", choices=list(ACTIONS), help="What to do.")
         parser.add_argument("run_ids", nargs="*", metavar="ID", help="Ids, or their beginnings.")
         add_selection(parser)
-        add_limit(parser)
         parser.add_argument(
             "--message", metavar="TEXT", help="With cancel and fail: why, for the error of the run."
         )
@@ -94,9 +101,13 @@ class Command(LongCommand, StorageCommand):
         change = _change_of(options)
         runs, count = _runs_of(backend, options)
         if options["dry_run"]:
-            self._changed = output.rows(self._changeable(runs, change), run_columns(), run_record())
+            done = ((run, self._would_be_done(run, change)) for run in runs)
             if output.is_table:
+                changed = (run for run, one in done if self._count(one).outcome == "changed")
+                output.rows(changed, run_columns(), run_record())
                 self._say_changed(f"would be {ACTIONS[action]}", options)
+            else:
+                output.rows((self._count(one) for _, one in done), (), RECORD)
             self._fail_if_refused()
             return
         if count > 1 and options["interactive"]:
@@ -105,13 +116,17 @@ class Command(LongCommand, StorageCommand):
                 if output.is_table:
                     self.say("Nothing was changed.", options)
                 else:
-                    self._write_counts(output)
+                    output.rows((), (), RECORD)
                 return
-        self._change(backend, self.with_progress(runs, count, options), change)
+        changes = (
+            self._count(self._done(backend, run, change))
+            for run in self.with_progress(runs, count, options)
+        )
         if output.is_table:
+            deque(changes, maxlen=0)
             self._say_changed(ACTIONS[action], options)
         else:
-            self._write_counts(output)
+            output.rows(changes, (), RECORD)
         self._fail_if_refused()
 
     def goes_on_unread(self, options: dict[str, Any]) -> bool:
@@ -128,11 +143,6 @@ class Command(LongCommand, StorageCommand):
         rest = f", {without}" if self._unchanged else ""
         self.say(f"{counted(self._changed, 'run')} {done}{rest}.", options)
 
-    def _write_counts(self, output: Output) -> None:
-        output.json(
-            {"changed": self._changed, "unchanged": self._unchanged, "refused": self._refused}
-        )
-
     def _fail_if_refused(self) -> None:
         if self._refused:
             raise CommandError(f"{counted(self._refused, 'run')} could not be; see above.")
@@ -146,41 +156,42 @@ class Command(LongCommand, StorageCommand):
             output.rows(first, run_columns(), run_record())
         return chain(first, runs)
 
-    def _changeable(
-        self, runs: Iterable[WorkflowRun], change: dict[str, Any]
-    ) -> Iterator[WorkflowRun]:
-        """Yield the runs that a change is one of, and count and name the others."""
-        for run in runs:
-            names = change.get("remove_labels")
-            if names is not None and run.labels.keys().isdisjoint(names):
-                self._unchanged += 1
-            elif "status" in change and run.status not in OPEN:
-                self._refuse(_ended_already(run.id, run.status))
+    def _would_be_done(self, run: WorkflowRun, change: dict[str, Any]) -> Done:
+        """Return what would become of a run, as it was read."""
+        names = change.get("remove_labels")
+        if names is not None and run.labels.keys().isdisjoint(names):
+            return Done(run.id, "unchanged")
+        if "status" in change and run.status not in OPEN:
+            return _ended_already(run.id, run.status)
+        return Done(run.id, "changed")
+
+    def _done(self, backend: StorageBackend, run: WorkflowRun, change: dict[str, Any]) -> Done:
+        """Change a run, and return what became of it."""
+        done = self._would_be_done(run, change)
+        if done.outcome != "changed":
+            return done
+        try:
+            if "status" in change:
+                backend.runs.update_status(run.id, expected=OPEN, **change)
             else:
-                yield run
+                backend.runs.update(run.id, **change)
+        except StatusConflictError as exc:
+            return _ended_already(exc.run_id, exc.status)
+        except RunNotFoundError as exc:
+            return Done(run.id, "refused", str(exc))
+        return done
 
-    def _change(
-        self, backend: StorageBackend, runs: Iterable[WorkflowRun], change: dict[str, Any]
-    ) -> None:
-        for run in self._changeable(runs, change):
-            try:
-                if "status" in change:
-                    backend.runs.update_status(run.id, expected=OPEN, **change)
-                else:
-                    backend.runs.update(run.id, **change)
-                self._changed += 1
-            except StatusConflictError as exc:
-                self._refuse(_ended_already(exc.run_id, exc.status))
-            except RunNotFoundError as exc:
-                self._refuse(str(exc))
-
-    def _refuse(self, reason: str) -> None:
-        self._refused += 1
-        self.complain(one_line(reason))
+    def _count(self, done: Done) -> Done:
+        self._changed += done.outcome == "changed"
+        self._unchanged += done.outcome == "unchanged"
+        if done.outcome == "refused":
+            self._refused += 1
+            self.complain(one_line(str(done.reason)))
+        return done
 
 
-def _ended_already(run_id: str, status: str) -> str:
-    return f"Workflow run {run_id} is {status} already."
+def _ended_already(run_id: str, status: str) -> Done:
+    return Done(run_id, "refused", f"Workflow run {run_id} is {status} already.")
 
 
 def _change_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -226,15 +237,12 @@ def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator
             "Name runs by their ids, or else select them with --workflow and the like."
         )
     if named:
+        if options["limit"] is not None or options["before"] is not None:
+            raise usage_error("--limit and --before go with a selection, not with ids.")
         ids = [named] if isinstance(named, str) else named
         runs = {run.id: run for run in (found_run(backend, run_id) for run_id in ids)}
         return iter(runs.values()), len(runs)
     if options["action"] in {"cancel", "fail"} and filters["status"] is None:
-        filters["status"] = OPEN
-    filters = with_found_parent(backend, filters)
-    limit = limit_of(options)
-    count = backend.runs.count_runs(**filters)
-    return (
-        islice(backend.runs.iter_runs(**filters), limit),
-        count if limit is None else min(count, limit),
-    )
+        options = {**options, "status": OPEN}
+    selection = selected(backend, options)
+    return selection.runs(backend), selection.count(backend)

@@ -1,0 +1,102 @@
+"""Runs as far as they can be read, with what is known of the others; for what one damaged row is not to end."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from django.core.management.base import CommandError
+from django.db import models
+
+from workflow_storage.base import Damage
+from workflow_storage.exceptions import StorageError
+from workflow_storage.models import WorkflowRun
+from workflow_storage.validation import PAYLOADS, RUN_FIELDS, valid_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from workflow_storage.base import StorageBackend
+    from workflow_storage.management.selection import Selection
+
+NAMED = 5
+"""Runs that an error names, at most."""
+
+_TYPES = (
+    (models.DateTimeField, datetime),
+    (models.FloatField, (int, float)),
+    (models.IntegerField, int),
+    (models.JSONField, dict),
+    (models.Field, str),
+)
+
+
+class Known(NamedTuple):
+    """A run, with what is known of it."""
+
+    run: WorkflowRun
+    """With None for each field that cannot be read."""
+    problem: str | None = None
+    """Why it cannot be read as a whole; None if it can."""
+
+
+def known_runs(backend: StorageBackend, selection: Selection) -> Iterator[Known]:
+    """Yield the runs of a selection, also those that cannot be read as a whole."""
+    for page in selection.pages(backend):
+        for run in page:
+            yield known(backend, run)
+
+
+def known(backend: StorageBackend, found: WorkflowRun | Damage) -> Known:
+    """Return a run with what is known of it."""
+    if isinstance(found, Damage):
+        problem = found.problem.removeprefix("it cannot be read: ")
+        return Known(_known_run(backend, str(found.run_id)), problem)
+    misfit = _misfit(found)
+    return Known(found if misfit is None else _known_run(backend, found.id), misfit)
+
+
+def unreadable_error(runs: Sequence[Known]) -> CommandError:
+    """Return the error of a command that has shown what is known of some runs."""
+    if len(runs) == 1:
+        ((run, problem),) = runs
+        what = f"Workflow run {run.id} is damaged: {problem}."
+    else:
+        named = ", ".join(run.id for run, _ in runs[:NAMED])
+        more = ", …" if len(runs) > NAMED else ""
+        what = f"{len(runs):,} workflow runs are damaged: {named}{more}."
+    return CommandError(f"{what} Run check_runs to see all that is.")
+
+
+def _known_run(backend: StorageBackend, run_id: str) -> WorkflowRun:
+    fields: dict[str, Any] = dict.fromkeys(RUN_FIELDS)
+    for name, value in backend.known_fields(run_id).items():
+        try:
+            valid_fields({name: value})
+        except StorageError:
+            continue
+        fields[name] = value
+    return WorkflowRun(**{**fields, "id": run_id})
+
+
+def _misfit(run: WorkflowRun) -> str | None:
+    """Return which field of a run that was read has a value of another type, which SQLite lets be."""
+    for name, (kind, is_optional) in _FIELD_TYPES.items():
+        value = getattr(run, name)
+        if value is None and is_optional:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, float) and not isfinite(value)):
+            return f"its {name} cannot be right: {value!r:.100}"
+    return None
+
+
+def _type_of(field: object) -> Any:
+    return next(kind for of_field, kind in _TYPES if isinstance(field, of_field))
+
+
+_FIELD_TYPES = {
+    name: (_type_of(field), getattr(field, "null", False))
+    for name, field in ((name, WorkflowRun._meta.get_field(name)) for name in RUN_FIELDS)
+    if name not in PAYLOADS
+}
