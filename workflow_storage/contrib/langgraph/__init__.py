@@ -8,11 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workflow_storage.contrib.langgraph.recording import with_recording
     from workflow_storage.contrib.langgraph.saver import DjangoSaver
 
-_MODULES = {"DjangoSaver": "saver"}
+_MODULES = {"DjangoSaver": "saver", "with_recording": "recording"}
 
-__all__ = ["DjangoSaver"]
+__all__ = ["DjangoSaver", "with_recording"]
 
 
 def __getattr__(name: str) -> Any:

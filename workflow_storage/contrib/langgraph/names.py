@@ -33,7 +33,7 @@ class ThreadName(NamedTuple):
 
 def digest(text: str) -> str:
     """Return 64 characters that stand for a text of any length."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def thread_name(config: RunnableConfig) -> ThreadName:
@@ -74,7 +74,7 @@ def graph_run_key(run_id: object) -> str | None:
         return None
     text = str(run_id)
     is_short = 0 < len(text) <= 64 and is_utf8(text) and "\0" not in text
-    return text if is_short else hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return text if is_short else digest(text)
 
 
 def _valid_text(field: str, text: str) -> str:

@@ -261,6 +261,14 @@ class CheckpointRows(Tables):
                 return Found(name, row, blobs, writes)
 
     @reading
+    def run_id(self, name: ThreadName, checkpoint_id: str | None) -> str | None:
+        """Return the workflow run in which a checkpoint was made, or the newest one."""
+        found = self.all(GraphCheckpoint).filter(thread__key=name.key)
+        if checkpoint_id is not None:
+            found = found.filter(checkpoint_id=checkpoint_id)
+        return found.order_by("-checkpoint_id").values_list("run_id", flat=True).first()
+
+    @reading
     def page(
         self, filters: Q, after: tuple[str, int] | None, limit: int
     ) -> list[tuple[int, str, dict[str, Any]]]:

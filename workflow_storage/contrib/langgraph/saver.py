@@ -163,6 +163,11 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         for thread_id in thread_ids:
             self._run(prune, valid_thread_id(thread_id))
 
+    def run_of(self, config: RunnableConfig) -> str | None:
+        """Return the id of the workflow run in which the checkpoint of a configuration was made."""
+        name = thread_name(config)
+        return self._run(self._rows().run_id, name, valid_checkpoint_id(config))
+
     # Async
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -231,6 +236,11 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         prune = self._pruning(strategy)
         for thread_id in thread_ids:
             await self._arun(prune, valid_thread_id(thread_id))
+
+    async def arun_of(self, config: RunnableConfig) -> str | None:
+        """Async twin of `run_of`."""
+        name = thread_name(config)
+        return await self._arun(self._rows().run_id, name, valid_checkpoint_id(config))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return the version after another one.
