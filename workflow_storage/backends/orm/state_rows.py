@@ -134,6 +134,11 @@ class NewCheckpoint(NamedTuple):
         return self.attempt is not None
 
     @property
+    def is_noted(self) -> bool:
+        """Whether anything is to be noted in the run with it, or asked of the run."""
+        return self.is_fenced or bool(self.totals)
+
+    @property
     def noted(self) -> dict[str, Any]:
         """The values for what is noted in the run, and for the attempt that it has to be in."""
         noted = {"current_node": self.node_id, **self.totals}
@@ -331,7 +336,8 @@ class StateRows(Database):
     ) -> Mark | None:
         """Insert a state at a step if that is the next one and its base is there, in one statement.
 
-        For databases of which a statement that writes locks the whole.
+        For databases that lock as a whole, and for those that can do it all in one statement, what
+        `note_checkpoint` does included.
 
         Args:
             run_id: which run.
@@ -342,6 +348,9 @@ class StateRows(Database):
 
         Returns:
             The mark of its row; None if it was not inserted.
+
+        Raises:
+            IntegrityError: the same, where nothing is to be noted then, either.
         """
         name = "state_json" if base is None else "state_delta"
         values = {
@@ -351,13 +360,32 @@ class StateRows(Database):
             "step": step,
         }
         of_base = {} if base is None else {"base_id": base[0], "base_created_at": base[1]}
+        names, based = tuple(values), base is not None
+        if not dialect_of(self.connection).updates_within:
+            with self.state_queries.execute(
+                ("following", *names),
+                partial(_insert_following, names=names, based=based),
+                **values,
+                **of_base,
+            ) as cursor:
+                return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
+        noted = checkpoint.noted if checkpoint.is_noted else {}
+        changed = tuple(name for name in noted if name != "of_attempt")
         with self.state_queries.execute(
-            ("following", *values),
-            partial(_insert_following, names=tuple(values), based=base is not None),
+            ("following", *names, *noted),
+            partial(
+                _insert_following_and_note,
+                names=names,
+                based=based,
+                noted=changed,
+                fenced=checkpoint.is_fenced,
+            ),
+            **noted,
             **values,
             **of_base,
         ) as cursor:
-            return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
+            row = cursor.fetchone()
+        return (row[0], checkpoint.created_at) if row else None
 
     def insert_and_note(self, run_id: str, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Do what `note_checkpoint` and `insert_next` do, in one statement.
@@ -404,10 +432,13 @@ class StateRows(Database):
             and connection.features.can_return_columns_from_insert
         )
 
-    def can_insert_following(self) -> bool:
+    def can_insert_following(self, checkpoint: NewCheckpoint) -> bool:
         """Whether `insert_following` can be used without a transaction around it."""
         connection = self.connection
-        return connection.get_autocommit() and not connection.features.has_select_for_update
+        if not connection.get_autocommit():
+            return False
+        locks_rows = connection.features.has_select_for_update
+        return dialect_of(connection).updates_within or not (locks_rows or checkpoint.is_noted)
 
 
 def by_step(chain: Iterable[StoredState]) -> dict[int, bytes]:
@@ -467,6 +498,47 @@ def _insert_following(
             Parameter("base_created_at", _field("created_at"), for_save=True),
         ]
     return sql, params
+
+
+def _insert_following_and_note(
+    connection: BaseDatabaseWrapper,
+    *,
+    names: Sequence[str],
+    based: bool,
+    noted: Sequence[str],
+    fenced: bool,
+) -> tuple[str, list[Any]]:
+    name_of = connection.ops.quote_name
+    table = name_of(ExecutionState._meta.db_table)
+    run, params = (
+        _note(connection, noted=noted, fenced=fenced)
+        if noted
+        else (f"SELECT id FROM {name_of(WorkflowRun._meta.db_table)} WHERE id = %s", [RUN_ID])
+    )
+    run += " RETURNING id" if noted else " FOR NO KEY UPDATE"
+    base, holds_base = "", ""
+    if based:
+        # Locked after the run is, as by whoever deletes states. If that one was quicker, it is not
+        # there, though this statement began before.
+        base = (
+            f", base AS (SELECT one.id FROM {table} AS one JOIN run ON one.run_id = run.id "
+            "WHERE one.id = %s AND one.created_at = %s FOR NO KEY UPDATE OF one)"
+        )
+        holds_base = " AND EXISTS (SELECT 1 FROM base)"
+        params += [
+            Parameter("base_id", _field("id")),
+            Parameter("base_created_at", _field("created_at"), for_save=True),
+        ]
+    columns = ", ".join(name_of(_field(name).column) for name in names)
+    # Without its type, what is selected would be text.
+    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names[:-1])
+    # A step of NULL is refused, and takes back what was noted.
+    sql = (
+        f"WITH run AS ({run}){base} INSERT INTO {table} ({columns}) SELECT {values}, "
+        f"CASE WHEN (SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1) = %s"
+        f"{holds_base} THEN %s::integer END FROM run RETURNING id"
+    )
+    return sql, [*params, *map(_saved, names[:-1]), RUN_ID, _saved("step"), _saved("step")]
 
 
 def _note(

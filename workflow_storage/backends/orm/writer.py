@@ -130,10 +130,11 @@ class DjangoStateWriter(StateWriter):
         if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
             with suppress(IntegrityError):
                 return self._remember(*self._insert_small(checkpoint), checkpoint)
-        if not _notes(checkpoint) and rows.can_insert_following():
-            mark = self._insert_following(checkpoint)
-            if mark is not None:
-                return self._remember(self._chain.next_step or 0, mark, checkpoint)
+        elif rows.can_insert_following(checkpoint):
+            with suppress(IntegrityError):
+                mark = self._insert_following(checkpoint)
+                if mark is not None:
+                    return self._remember(self._chain.next_step or 0, mark, checkpoint)
         in_callers = in_callers_transaction(rows.connection)
         patience = Patience(time.monotonic())
         for number in itertools.count():
@@ -159,7 +160,7 @@ class DjangoStateWriter(StateWriter):
     def _insert_small(self, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Insert a small state in as few statements as the database can."""
         rows = self._rows
-        if not _notes(checkpoint):
+        if not checkpoint.is_noted:
             return rows.insert_next(self.run_id, checkpoint)
         if dialect_of(rows.connection).updates_within:
             return rows.insert_and_note(self.run_id, checkpoint)
@@ -181,7 +182,7 @@ class DjangoStateWriter(StateWriter):
         rows = self._rows
         small = len(checkpoint.text) <= SMALL_STATE
         locks_rows = rows.connection.features.has_select_for_update
-        if _notes(checkpoint):
+        if checkpoint.is_noted:
             rows.note_checkpoint(self.run_id, checkpoint)  # which locks the run
             if small and self._chain.next_step is not None:
                 mark = rows.insert_expected(self.run_id, self._chain.next_step, checkpoint)
@@ -287,8 +288,3 @@ class DjangoStateWriter(StateWriter):
             )
         if not self._chain.lacks_base(step) and not self._rows.holds(self._chain.mark(base)):
             self._chain.forget()
-
-
-def _notes(checkpoint: NewCheckpoint) -> bool:
-    """Whether anything is to be noted in the run with a checkpoint, or asked of it."""
-    return checkpoint.attempt is not None or bool(checkpoint.totals)
