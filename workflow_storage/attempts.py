@@ -144,6 +144,9 @@ def ended_attempt(run: FoundRun, change: StatusChange) -> Attempt:
     ended = run.newest_attempt._replace(ended_at=change.at)
     if change.is_beginning:
         return ended._replace(status=RunStatus.FAILED.value, error_message=TAKEN_OVER)
+    error = change.fields.get("error_message")
+    if error is not None:  # it is to be tried again
+        return ended._replace(status=RunStatus.FAILED.value, error_message=error)
     return ended._replace(status=change.status.value)
 
 

@@ -322,7 +322,8 @@ class AbstractWorkflowRunRepository(HasAsyncTwins, ABC):
         clears it, and sets `heartbeat_at`: it is a sign of life, and the run's last change is
         never set back. Leaving ``running``, and only that, adds the time since
         `attempt_started_at` to `duration_seconds`, never less than 0. What an attempt ended with
-        is kept for `list_attempts` when the run goes on.
+        is kept for `list_attempts` when the run goes on; one that becomes ``pending`` with an
+        error_message, to be tried again, has failed with that.
 
         Two tries with the same time, `attempt_started_at` or `completed_at`, and the same
         `attempt` are one: the second one finds what the first one did, and succeeds.

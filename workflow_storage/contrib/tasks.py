@@ -277,14 +277,9 @@ def wait(
         error_message: why the attempt failed; None for one that did not.
         **fields: what is stored with it.
     """
-    change = backend.runs.update_status
-    if error_message is None:
-        change(run_id, RunStatus.PENDING, attempt=attempt, **fields)
-        return
-    fields["error_message"] = error_message
-    # So the attempt is kept as one that has failed, with its error.
-    change(run_id, RunStatus.FAILED, attempt=attempt, **fields)
-    change(run_id, RunStatus.PENDING, expected=RunStatus.FAILED, attempt=attempt, **fields)
+    if error_message is not None:
+        fields["error_message"] = error_message
+    backend.runs.update_status(run_id, RunStatus.PENDING, attempt=attempt, **fields)
 
 
 def end(

@@ -213,8 +213,15 @@ local function seconds_between(start, stop)
   return ((stop_seconds - start_seconds) * 1000000 + stop_micros - start_micros) / 1000000
 end
 
+-- What a field is set to by what `change` takes, or nil.
+local function given(at, name)
+  for i = at + 1, at + ARGV[at], 2 do
+    if ARGV[i] == name then return ARGV[i + 1] end
+  end
+end
+
 -- Keep what an attempt ended with, if the run goes on from there.
-local function keep_attempt(run, status, at)
+local function keep_attempt(run, status, at, error)
   local attempt = {
     started_at = run[ATTEMPT_STARTED_AT] or nil,
     ended_at = run[COMPLETED_AT] or nil,
@@ -226,7 +233,8 @@ local function keep_attempt(run, status, at)
   if run[STATUS] == 'running' then
     if terminal[status] then return end
     attempt.ended_at, attempt.status = at, status
-    if status == 'running' then attempt.status, attempt.error_message = 'failed', taken_over end
+    if status == 'running' then error = taken_over end
+    if error then attempt.status, attempt.error_message = 'failed', error end
   elseif not terminal[run[STATUS]] or run[STATUS] == status then
     return
   end
@@ -258,7 +266,7 @@ local function change_status(run, first)
     ended = at > started and at or started
     add('completed_at', ended)
   end
-  keep_attempt(run, status, at)
+  keep_attempt(run, status, at, given(first + 3, 'error_message'))
   redis.call('HSET', run_key, unpack(fields))
   if not ended then redis.call('HDEL', run_key, 'completed_at') end
   change(first + 3)

@@ -307,6 +307,18 @@ class AttemptsContract:
         assert numbers == [1, 2]
         assert backend.runs.list_attempts(run.id)[0] == suspended
 
+    def test_an_attempt_that_is_to_be_tried_again_has_failed(self, backend: StorageBackend) -> None:
+        run = stored_run(backend, status="running")
+        backend.runs.update_status(run.id, "pending", attempt=1, error_message="no route ü")
+
+        (failed,) = backend.runs.list_attempts(run.id)
+        assert (failed.status, failed.error_message) == ("failed", "no route ü")
+        stored = read_run(backend, run)
+        assert (stored.status, stored.error_message) == ("pending", "no route ü")
+        backend.runs.update_status(run.id, "pending", error_message="later")
+        begin(backend, run)
+        assert backend.runs.list_attempts(run.id)[0] == failed
+
     @pytest.mark.parametrize(("old", "new"), list(itertools.product(TERMINAL, NOT_TERMINAL)))
     def test_what_an_attempt_ended_with_is_kept_when_the_run_goes_on(
         self, backend: StorageBackend, old: RunStatus, new: RunStatus
