@@ -1,13 +1,15 @@
 """The search of the list of runs: what it finds, and that it says what it did."""
 
+import itertools
 from datetime import timedelta
+from urllib.parse import parse_qsl
 
 import pytest
 from django.urls import reverse
 from django.utils import timezone
 
 from tests.admin.conftest import RUNS
-from workflow_storage.admin import run_list
+from workflow_storage.admin import WorkflowRunAdmin, run_list
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -80,3 +82,117 @@ def test_running_runs_are_slow_already_while_they_run(admin_client, backend):
 
     assert found(admin_client, slower="7200")[0] == {"3"}
     assert found(admin_client, slower="1e300")[0] == set()
+
+
+def pages(client, **parameters):
+    """Return what each page of a list finds, by its links to older runs."""
+    query = parameters
+    found_on = []
+    while True:
+        response = client.get(reverse(RUNS), query)
+        changelist = response.context["cl"]
+        found_on.append([run.pk for run in changelist.result_list])
+        if changelist.next_page is None:
+            return found_on
+        assert len(found_on) < 20, "the pages do not end"
+        query = dict(parse_qsl(changelist.next_page.removeprefix("?")))
+
+
+@pytest.fixture
+def some_dear(backend):
+    """Store 12 runs, of which the third, the eighth and the last cost more, the newest first."""
+    now = timezone.now()
+    for number in range(12):
+        stored_run(
+            backend,
+            id=f"run-{number:02}",
+            status="completed",
+            # Of two each that started at the same time, the one with the greater id comes first.
+            started_at=now - timedelta(minutes=number // 2),
+            total_cost_usd=2.0 if number in (2, 7, 11) else 0.5,
+            labels={"tenant": "acme"} if number != 7 else {"tenant": "other"},
+        )
+
+
+@pytest.mark.parametrize("asked", [{}, {"status__exact": "completed"}])
+def test_what_no_index_knows_is_looked_for_page_by_page(
+    admin_client, backend, some_dear, monkeypatch, asked
+):
+    monkeypatch.setattr(run_list, "LOOKED_AT", 4)
+
+    assert pages(admin_client, cost="1", **asked) == [["run-02"], ["run-07"], ["run-11"]]
+    text = found(admin_client, cost="1", **asked)[1]
+    assert "Looked at are 4 runs." in text
+    assert "1+ in all" in text
+
+
+def test_an_empty_page_leads_on_to_what_is_further_back(
+    admin_client, backend, some_dear, monkeypatch
+):
+    monkeypatch.setattr(run_list, "LOOKED_AT", 2)
+
+    assert pages(admin_client, cost="1", label="tenant=other") == [["run-07"]]
+    assert pages(admin_client, cost="1")[:2] == [[], ["run-02"]]
+    assert "Older" in found(admin_client, cost="1")[1]
+
+
+def test_a_page_is_full_before_it_looks_on(admin_client, backend, some_dear, monkeypatch):
+    monkeypatch.setattr(run_list, "LOOKED_AT", 10)
+    monkeypatch.setattr(WorkflowRunAdmin, "list_per_page", 3)
+
+    found_on = pages(admin_client, cost="0.1")
+
+    assert [len(one) for one in found_on] == [3, 3, 3, 3]
+    assert sorted(itertools.chain(*found_on)) == [f"run-{number:02}" for number in range(12)]
+
+
+def test_runs_of_a_label_are_counted_so_far_as_they_are_looked_at(
+    admin_client, backend, some_dear, monkeypatch
+):
+    monkeypatch.setattr(run_list, "LOOKED_THROUGH", 5)
+    asked = {"label": "tenant=acme", "status__exact": "completed"}
+
+    ids, text = found(admin_client, **asked)
+
+    assert len(ids) == 11
+    assert "5+ in all" in text
+    assert "11 in all" in found(admin_client, label="tenant=acme")[1]
+
+
+def test_what_has_failed_today_may_have_started_before(admin_client, backend):
+    now = timezone.now()
+    for name, started, ended in (("long", 40, 2), ("old", 60, 30), ("young", 1, 0)):
+        stored_run(
+            backend,
+            id=name,
+            status="failed",
+            started_at=now - timedelta(hours=started),
+            completed_at=now - timedelta(hours=ended),
+        )
+    page = admin_client.get(reverse(RUNS))
+    (preset,) = [one for one in page.context["presets"] if one["name"] == "Failed today"]
+
+    response = admin_client.get(reverse(RUNS) + preset["url"])
+
+    assert [run.pk for run in response.context["cl"].result_list] == ["young", "long"]
+    assert "Runs that started more than 7 days before are not looked at." in response.text
+    assert [one["name"] for one in response.context["presets"] if one["selected"]] == [
+        "Failed today"
+    ]
+
+
+def test_the_views_above_the_list_keep_its_order(admin_client, backend):
+    page = admin_client.get(reverse(RUNS), {"sort": "cost", "status__exact": "running"})
+
+    assert [one["url"] for one in page.context["presets"]][:3] == [
+        "?sort=cost",
+        "?status__exact=failed&ended=24h&sort=cost",
+        "?status__exact=running&sort=cost",
+    ]
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01", "9999-12-31", "x", "999999w"])
+def test_an_end_that_is_none_breaks_nothing(admin_client, backend, moment):
+    stored_run(backend, id="run", status="completed")
+    response = admin_client.get(reverse(RUNS), {"ended": moment})
+    assert response.status_code == 200

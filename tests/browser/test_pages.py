@@ -21,7 +21,7 @@ PAGES = {
     "app": lambda stored: reverse("admin:app_list", args=["workflow_storage"]),
     "runs": lambda stored: reverse(RUNS),
     "runs, filtered to nothing": lambda stored: reverse(RUNS) + "?status__exact=failed&q=nothing",
-    "runs, failed today": lambda stored: runs("status__exact=failed&since=24h"),
+    "runs, failed today": lambda stored: runs("status__exact=failed&ended=24h"),
     "runs, running": lambda stored: runs("status__exact=running"),
     "runs, stalled": lambda stored: runs("stalled=1"),
     "runs, waiting": lambda stored: runs("waiting=1"),

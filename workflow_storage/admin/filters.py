@@ -178,6 +178,18 @@ class TimeFilter(FormFilter):
     )
 
 
+class EndFilter(LinksFilter):
+    """By the time of the end."""
+
+    title = _("end")
+    parameters = (selection.ENDED,)
+    links = (
+        ("1h", _("Last hour")),
+        ("24h", _("Last 24 hours")),
+        ("7d", _("Last 7 days")),
+    )
+
+
 class WorkflowFilter(FormFilter):
     """By workflow."""
 

@@ -109,6 +109,7 @@ def _note(asked: Selection, parameters: QueryDict) -> str:
         for name, is_asked in (
             (_("Stalled"), asked.stalled),
             (_("Started by a run"), asked.has_parent),
+            (_("end"), asked.ended_after is not None),
             (_("what it took"), (asked.slower, asked.costlier) != (None, None)),
             (_("Search"), parameters.get("q", "").strip()),
         )

@@ -11,7 +11,7 @@ from django.db.models.functions import Right, Substr
 from django.utils.translation import gettext as _
 
 from workflow_storage.admin import selection
-from workflow_storage.admin.changelist import AFTER, BEFORE, KeysetAdmin, KeysetChangeList
+from workflow_storage.admin.changelist import AFTER, BEFORE, COUNTED, KeysetAdmin, KeysetChangeList
 from workflow_storage.admin.chosen import RunsOfStore
 from workflow_storage.admin.rendering import count_text
 from workflow_storage.admin.selection import ORDER, ORDERS, Selection, selection_of
@@ -25,7 +25,7 @@ from workflow_storage.querysets import NEWEST_LABELLED_FIRST
 from workflow_storage.validation import MAX_RUN_ID, MAX_WORKFLOW_NAME, is_possible_name
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from django.http import HttpRequest
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 LOOKED_THROUGH = 10_000
 """Runs that are ordered by something else than their start, or searched for a text, at most."""
+
+LOOKED_AT = 20_000
+"""Runs that a page looks at for what no index knows, at most."""
 
 MOST_IDS, MOST_NAMES = 1000, 200
 """Runs, and workflows, that a search by a beginning finds at most."""
@@ -111,8 +114,12 @@ class RunChangeList(KeysetChangeList):
             self._others = self._others.none()
         return self._narrowed(None)
 
-    def _narrowed(self, position: tuple[Any, ...] | None) -> QuerySet[Any]:
+    def _narrowed(
+        self, position: tuple[Any, ...] | None, started_after: datetime | None = None
+    ) -> QuerySet[Any]:
         filters = self.selection.filters
+        if started_after is not None:
+            filters = filters._replace(started_after=started_after)
         position = None if position is None else (position[0], position[1])
         runs = with_values(self._others, conditions_of(filters, position))
         if self.selection.order:
@@ -180,8 +187,12 @@ class RunChangeList(KeysetChangeList):
         self.selection = self.selection._replace(filters=valid_filters(asked))
 
     def get_results(self, request: HttpRequest) -> None:
+        self._lasts: dict[tuple[Any, ...] | None, tuple[Any, str] | None] = {}
+        self._last_counted = self._last_looked_at(None)
         if not self.selection.order:
             super().get_results(request)
+            if self._is_looked_through and self._last_counted is not None:
+                self._look_on(request.GET.get(BEFORE))
             return
         by_start = self._narrowed(None).order_by(*order_of(self.selection.filters))
         starts = by_start.values_list("started_at", flat=True)
@@ -193,6 +204,71 @@ class RunChangeList(KeysetChangeList):
             )
         super().get_results(request)
         self.next_page = None
+
+    @property
+    def _is_looked_through(self) -> bool:
+        """Whether runs are asked for by what no index knows, so that most may be looked at in vain."""
+        asked = self.selection
+        filters = asked.filters
+        is_by_index = not (filters.labels or filters.statuses or filters.workflow_names)
+        return (
+            (asked.costlier, asked.ended_after) != (None, None)
+            or asked.has_parent
+            or (asked.slower is not None and not is_by_index)
+        )
+
+    def _last_looked_at(self, position: tuple[Any, ...] | None) -> tuple[Any, str] | None:
+        """Return the run that looking for others ends with, after a position; None if it finds all."""
+        if position not in self._lasts:
+            self._lasts[position] = self._found_last(position)
+        return self._lasts[position]
+
+    def _found_last(self, position: tuple[Any, ...] | None) -> tuple[Any, str] | None:
+        filters = self.selection.filters
+        more_of_label = filters.reads_labels and not filters.is_one_label
+        if filters.parent_id or not (self._is_looked_through or more_of_label):
+            return None
+        rows: QuerySet[Any]
+        order = ("-started_at", "-run_id" if filters.reads_labels else "-id")
+        if filters.reads_labels:
+            first = dict([*filters.labels.items()][:1])
+            rows = RunRows(self.alias).labelled(filters._replace(labels=first))
+        else:
+            others = filters._replace(labels={}, waiting=None, error=None)
+            rows = with_values(RunRows(self.alias).runs, conditions_of(others))
+        if position is not None:
+            rows = rows.filter(
+                Q(started_at__lt=position[0]) | Q(**{f"{order[1][1:]}__lt": position[1]}),
+                started_at__lte=position[0],
+            )
+        last = rows.order_by(*order).values_list("started_at", order[1][1:])
+        most = LOOKED_AT if self._is_looked_through else LOOKED_THROUGH
+        found = list(last[most - 1 : most + 1])
+        return found[0] if len(found) > 1 else None
+
+    def _until(self, last: tuple[Any, str], position: tuple[Any, ...] | None) -> QuerySet[Any]:
+        """Return the runs of the list after a position that come no later than another run."""
+        runs = self._narrowed(position, started_after=last[0])
+        return runs.filter(Q(started_at__gt=last[0]) | Q(pk__gte=last[1]))
+
+    def _look_on(self, before: str | None) -> None:
+        """Say how far has been looked, and link what comes after that."""
+        last = self._last_looked_at(None if before is None else self.position(before))
+        self.previous_page = None
+        if last is None:
+            return
+        self.notes.append(
+            _("Looked at are %(count)s runs. Older ones are looked at on the next page.")
+            % {"count": count_text(LOOKED_AT)}
+        )
+        if self.next_page is None:
+            self.next_page = self.get_query_string({BEFORE: last[1]})
+
+    def _count_text(self, count: int | None) -> str:
+        if self._last_counted is None or self.selection.order:
+            return super()._count_text(count)
+        counted = self._until(self._last_counted, None)[: COUNTED + 1].count()
+        return f"{count_text(min(counted, COUNTED))}+"
 
     def _page(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
         states = ExecutionState._base_manager.using(self.alias).filter(run_id=OuterRef("pk"))
@@ -207,7 +283,11 @@ class RunChangeList(KeysetChangeList):
         )
 
     def older(self, before: str | None) -> QuerySet[Any]:
-        return self.queryset if before is None else self._narrowed(self.position(before))
+        position = None if before is None else self.position(before)
+        last = self._last_looked_at(position) if self._is_looked_through else None
+        if last is not None and not self.selection.order:
+            return self._until(last, position)
+        return self.queryset if position is None else self._narrowed(position)
 
     def newer(self, after: str) -> QuerySet[Any]:
         started_at, run_id = self.position(after)
@@ -320,9 +400,12 @@ PAGES = (BEFORE, AFTER)
 
 PRESETS: tuple[tuple[str, dict[str, str]], ...] = (
     ("all", {}),
-    ("failed_today", {selection.STATUS: "failed", selection.SINCE: "24h"}),
+    ("failed_today", {selection.STATUS: "failed", selection.ENDED: "24h"}),
     ("running", {selection.STATUS: "running"}),
     ("stalled", {selection.STALLED: "1"}),
     ("waiting", {selection.WAITING: "1"}),
 )
 """The views above the list, with their parameters."""
+
+STARTED_TODAY = {selection.STATUS: "failed", selection.SINCE: "24h"}
+"""Instead of what has failed today, where only a database could tell that."""

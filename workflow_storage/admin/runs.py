@@ -19,6 +19,7 @@ from workflow_storage.admin.base import ReadOnlyAdmin
 from workflow_storage.admin.charts import run_mark, strip
 from workflow_storage.admin.filters import (
     AmountFilter,
+    EndFilter,
     LabelFilter,
     SituationFilter,
     StatusFilter,
@@ -39,7 +40,13 @@ from workflow_storage.admin.rendering import (
     tokens_text,
 )
 from workflow_storage.admin.run_actions import RUN_ACTIONS
-from workflow_storage.admin.run_list import PAGES, PRESETS, RunChangeList, StoreRunChangeList
+from workflow_storage.admin.run_list import (
+    PAGES,
+    PRESETS,
+    STARTED_TODAY,
+    RunChangeList,
+    StoreRunChangeList,
+)
 from workflow_storage.admin.run_page import RunPage
 from workflow_storage.admin.run_views import RunViews
 from workflow_storage.admin.trees import json_tree
@@ -48,7 +55,7 @@ from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_WORKFLOW_NAME, is_possible_id
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest, HttpResponse
+    from django.http import HttpRequest, HttpResponse, QueryDict
     from django.utils.safestring import SafeString
 
 SHOWN_IN_STRIP = 100
@@ -86,6 +93,7 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     list_filter: ClassVar[Any] = (
         StatusFilter,
         TimeFilter,
+        EndFilter,
         WorkflowFilter,
         LabelFilter,
         SituationFilter,
@@ -138,16 +146,31 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
         return RunChangeList if self.store.alias is not None else StoreRunChangeList
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        here = {name: request.GET.get(name) for name in _OF_PRESETS if request.GET.get(name)}
-        presets = [
+        presets = self._presets(request.GET)
+        return super().changelist_view(request, {"presets": presets, **(extra_context or {})})
+
+    def _presets(self, asked: QueryDict) -> list[dict[str, Any]]:
+        """Return the views above the list; each keeps the order."""
+        here = {name: asked[name] for name in _OF_PRESETS if asked.get(name)}
+        order = {name: str(asked[name]) for name in (selection.ORDER,) if asked.get(name)}
+        titles: dict[str, Any] = {
+            "failed_today": _("Runs that have failed within the last 24 hours")
+        }
+        views = dict(PRESETS)
+        if self.store.alias is None:
+            views["failed_today"] = STARTED_TODAY
+            titles["failed_today"] = _(
+                "Runs that were started within the last 24 hours, and have failed"
+            )
+        return [
             {
                 "name": _PRESET_NAMES[name],
-                "url": f"?{urlencode(parameters)}",
+                "title": titles.get(name, ""),
+                "url": f"?{urlencode({**parameters, **order})}",
                 "selected": here == parameters,
             }
-            for name, parameters in PRESETS
+            for name, parameters in views.items()
         ]
-        return super().changelist_view(request, {"presets": presets, **(extra_context or {})})
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         changelist = super().get_changelist_instance(request)
@@ -314,4 +337,10 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
         )
 
 
-_OF_PRESETS = (selection.STATUS, selection.SINCE, selection.STALLED, selection.WAITING)
+_OF_PRESETS = (
+    selection.STATUS,
+    selection.SINCE,
+    selection.ENDED,
+    selection.STALLED,
+    selection.WAITING,
+)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 STATUS, WORKFLOW, LABEL, PARENT = "status__exact", "workflow", "label", "parent"
 SINCE, UNTIL = "since", "until"
+ENDED = "ended"
 SLOWER, COSTLIER, ORDER = "slower", "cost", "sort"
 STALLED, WAITING, HAS_PARENT = "stalled", "waiting", "children"
 """The parameters of the address."""
@@ -60,6 +61,7 @@ class Selection(NamedTuple):
     """Seconds that a run took at least."""
     costlier: float | None
     """USD that a run cost at least."""
+    ended_after: datetime | None
     order: str
     """One of `ORDERS`; nothing for the start."""
     problems: list[str]
@@ -70,7 +72,8 @@ class Selection(NamedTuple):
     @property
     def needs_database(self) -> bool:
         """Whether it asks for what only a database can tell."""
-        return self.has_parent or bool(self.order) or (self.slower, self.costlier) != (None, None)
+        amounts = (self.slower, self.costlier, self.ended_after)
+        return self.has_parent or bool(self.order) or amounts != (None, None, None)
 
     def run_filters(self) -> RunFilters:
         """Return the filters of the contract."""
@@ -92,10 +95,13 @@ class Selection(NamedTuple):
             condition &= Q(parent_id__isnull=False)
         if self.slower is not None:
             begun = timezone.now() - timedelta(seconds=min(self.slower, _LONGEST))
-            still = Q(status=RunStatus.RUNNING, attempt_started_at__lte=begun)
+            # In this order, for the status is in the index, so that few runs are looked up.
+            still = Q(status=RunStatus.RUNNING) & Q(attempt_started_at__lte=begun)
             condition &= Q(duration_seconds__gte=self.slower) | still
         if self.costlier is not None:
             condition &= Q(total_cost_usd__gte=self.costlier)
+        if self.ended_after is not None:
+            condition &= Q(completed_at__gte=self.ended_after)
         if self.order:
             condition &= Q(**{f"{ORDERS[self.order].removeprefix('-')}__isnull": False})
         return condition
@@ -118,8 +124,19 @@ def selection_of(parameters: QueryDict) -> Selection:
             % {"given": order, "orders": ", ".join(ORDERS)}
         )
         order = ""
+    ended_after = _moment(parameters, ENDED, problems)
     in_window = has_parent or bool(order) or slower is not None or costlier is not None
-    if in_window and after is None:
+    if ended_after is not None and after is None:
+        after = ended_after - WINDOW
+        notes.append(
+            ngettext(
+                "Runs that started more than %(days)d day before are not looked at.",
+                "Runs that started more than %(days)d days before are not looked at.",
+                WINDOW.days,
+            )
+            % {"days": WINDOW.days}
+        )
+    elif in_window and after is None:
         after = (before or timezone.now()) - WINDOW
         notes.append(
             ngettext(
@@ -135,7 +152,15 @@ def selection_of(parameters: QueryDict) -> Selection:
         given["started_before"] = before
     stalled = _is_yes(parameters, STALLED, problems)
     return Selection(
-        valid_filters(given), stalled, has_parent, slower, costlier, order, problems, notes
+        valid_filters(given),
+        stalled,
+        has_parent,
+        slower,
+        costlier,
+        ended_after,
+        order,
+        problems,
+        notes,
     )
 
 
