@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import time
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 from rich.cells import cell_len
 
 from tests.management.terminals import MANAGE, ROOT, Terminal, piped, shown_in_terminal
@@ -199,6 +201,45 @@ def test_what_changes_runs_is_done_though_nobody_reads_it(source, target, sqlite
     assert source.runs.get("open").status == "cancelled"
     assert unread("prune_runs", "--older-than=0s", "--no-input", "--backend", sqlite_url) == 0
     assert (source.runs.count_runs(), target.runs.count_runs()) == (0, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", [[], ["--format=jsonl"]], ids=str)
+def test_a_repair_goes_on_though_its_reader_stops_reading(source, sqlite_url, output):
+    from django.db import connections
+
+    for number in range(300):
+        stored_run(source, id=f"{number:03}" + "x" * 33, labels={"n": "1"})
+    with connections[source.alias].cursor() as cursor:
+        cursor.execute("DELETE FROM workflow_run_labels")
+    check = ["check_runs", *output, "--backend", sqlite_url]
+
+    assert code_after_first_line(*check) == 1
+    assert source.runs.count_runs(labels={"n": "1"}) == 0
+    assert code_after_first_line(*check, "--repair") == 0
+    assert source.runs.count_runs(labels={"n": "1"}) == 300
+    assert unread(*check) == 0
+
+
+@pytest.mark.slow
+def test_what_is_done_run_by_run_goes_on_though_its_reader_stops_reading(
+    source, target, sqlite_url, redis_url, tmp_path
+):
+    ago = timezone.now() - timedelta(hours=1)
+    for number in range(300):
+        stored_run(source, id=f"{number:03}" + "x" * 33, status="running", started_at=ago)
+    store, path = ["--backend", sqlite_url], str(tmp_path / "runs.jsonl")
+
+    for command in (
+        ["fail_stalled_runs", "--idle=1m", *store],
+        ["update_runs", "label", "--status=failed", "--set=a=b", "--no-input", *store],
+        ["export_runs", path, *store],
+        ["import_runs", path, "--backend", redis_url],
+    ):
+        assert code_after_first_line(*command, "--format=jsonl") == 0, command
+
+    assert source.runs.count_runs(status="failed") == 300
+    assert target.runs.count_runs(labels={"a": "b"}) == 300
 
 
 @pytest.mark.slow

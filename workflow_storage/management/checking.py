@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workflow_storage.exceptions import DamagedStateError, RunNotFoundError, StorageError
+from workflow_storage.management.readable import known_steps
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_runs, run_fields, valid_fields
 
@@ -104,21 +105,27 @@ def _of_states(
 ) -> Iterator[str]:
     last: int | None = None
     after = -1
+    misfits: list[str] = []
     while True:
         begun_after = after
         try:
-            for checkpoint in backend.states.iter_state_history(run.id, after=after):
+            history = backend.states.iter_state_history(run.id, after=after)
+            for checkpoint in known_steps(history, misfits):
                 after = checkpoint["step"]
                 count(1)
                 if last is not None and after != last + 1:
                     yield f"its steps are not contiguous: {after} comes after {last}"
                 last = after
+                if misfits:
+                    yield from misfits
+                    misfits.clear()
                 attempt = checkpoint.get("attempt") or 0
                 if not _is_copied(run, after) and attempt > run.attempt:
                     yield (
                         f"its step {after} is of attempt {attempt}, and it is in attempt "
                         f"{run.attempt}"
                     )
+            yield from misfits  # for they could not be read to the end
             return
         except DamagedStateError as exc:
             yield f"its state of step {exc.step} cannot be rebuilt: {exc.reason}"

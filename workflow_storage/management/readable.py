@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from datetime import datetime
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from django.core.management.base import CommandError
 from django.db import models
 
-from workflow_storage.base import Damage
-from workflow_storage.exceptions import StorageError
+from workflow_storage.base import UNREADABLE, Checkpoint, Damage, Step
+from workflow_storage.exceptions import DamagedStateError, StorageError, StorageUnavailableError
 from workflow_storage.models import WorkflowRun
 from workflow_storage.validation import PAYLOADS, RUN_FIELDS, valid_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.selection import Selection
 
 NAMED = 5
-"""Runs that an error names, at most."""
+"""Runs, and problems of a run, that an error names, at most."""
+
+_AnyStep = TypeVar("_AnyStep", Step, Checkpoint)
 
 _TYPES = (
     (models.DateTimeField, datetime),
@@ -57,6 +59,38 @@ def known(backend: StorageBackend, found: WorkflowRun | Damage) -> Known:
     return Known(found if misfit is None else _known_run(backend, found.id), misfit)
 
 
+def known_steps(steps: Iterable[_AnyStep], problems: list[str]) -> Iterator[_AnyStep]:
+    """Yield steps with None for each value that they cannot have.
+
+    Args:
+        steps: with their states or without.
+        problems: gets what is wrong.
+    """
+    try:
+        for step in steps:
+            fields = cast("dict[str, Any]", step)
+            wrong = [
+                name
+                for name, (kind, is_optional) in _STEP_TYPES.items()
+                if not ((value := fields.get(name)) is None and is_optional)
+                and not _is_right(value, kind)
+            ]
+            for name in wrong:
+                what = f"{name} of its step {step['step']}"
+                note(problems, f"{what} cannot be right: {fields[name]!r:.100}")
+            yield cast("_AnyStep", {**fields, **dict.fromkeys(wrong)}) if wrong else step
+    except (StorageUnavailableError, DamagedStateError):
+        raise
+    except UNREADABLE as exc:
+        note(problems, f"its steps cannot be read: {exc}")
+
+
+def note(problems: list[str], problem: str) -> None:
+    """Add a problem of a run to others, unless there are more already than an error names."""
+    if len(problems) <= NAMED:
+        problems.append(problem)
+
+
 def unreadable_error(runs: Sequence[Known]) -> CommandError:
     """Return the error of a command that has shown what is known of some runs."""
     if len(runs) == 1:
@@ -86,15 +120,27 @@ def _misfit(run: WorkflowRun) -> str | None:
         value = getattr(run, name)
         if value is None and is_optional:
             continue
-        if not isinstance(value, kind) or (isinstance(value, float) and not isfinite(value)):
+        if not _is_right(value, kind):
             return f"its {name} cannot be right: {value!r:.100}"
     return None
+
+
+def _is_right(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and (not isinstance(value, float) or isfinite(value))
 
 
 def _type_of(field: object) -> Any:
     return next(kind for of_field, kind in _TYPES if isinstance(field, of_field))
 
 
+_STEP_TYPES: dict[str, tuple[Any, bool]] = {
+    "node_id": (str, False),
+    "created_at": (datetime, False),
+    "attempt": (int, True),
+    "duration_seconds": ((int, float), True),
+    "tokens": (int, True),
+    "cost_usd": ((int, float), True),
+}
 _FIELD_TYPES = {
     name: (_type_of(field), getattr(field, "null", False))
     for name, field in ((name, WorkflowRun._meta.get_field(name)) for name in RUN_FIELDS)

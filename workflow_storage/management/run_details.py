@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 
-from workflow_storage.base import Attempt, Step
+from workflow_storage.base import UNREADABLE, Attempt, Step
+from workflow_storage.exceptions import RunNotFoundError, StorageUnavailableError
 from workflow_storage.management.arguments import whole_number
 from workflow_storage.management.output import Column, Record
+from workflow_storage.management.readable import known_steps, note
 from workflow_storage.management.run_columns import (
     elapsed_seconds,
     note_of,
@@ -148,6 +150,17 @@ ATTEMPT_COLUMNS = (
 ATTEMPT_RECORD = Record(Attempt._fields, lambda attempt: attempt._asdict())
 
 
+def attempts_of(backend: StorageBackend, run: WorkflowRun, problems: list[str]) -> list[Attempt]:
+    """Return the attempts of a run; none if they cannot be read, which is then a problem of it."""
+    try:
+        return backend.runs.list_attempts(run.id)
+    except (StorageUnavailableError, RunNotFoundError):
+        raise
+    except UNREADABLE as exc:
+        note(problems, f"its attempts cannot be read: {exc}")
+        return []
+
+
 def write_attempts(output: Output, attempts: list[Attempt]) -> None:
     """Write what became of each attempt, if there is more than one."""
     if len(attempts) > 1:
@@ -187,33 +200,34 @@ def write_steps(
     run: WorkflowRun,
     attempts: list[Attempt],
     which: Steps | None,
-) -> None:
-    """Write the steps of a run: some, or of many the first, the last, and where attempts failed."""
-    steps = (
-        _some_steps(backend, run, attempts)
-        if which is None
-        else list(steps_of(backend, run, which))
-    )
+) -> list[str]:
+    """Write the steps of a run: some, or of many the first, the last, and where attempts failed.
+
+    Returns:
+        What is wrong with them.
+    """
+    problems: list[str] = []
+    every = backend.states.iter_steps(run.id, after=(which or Steps()).first - 1)
+    steps = known_steps(every, problems)
+    shown = _some_steps(steps, attempts) if which is None else list(_steps_until(which.last, steps))
     output.line()
-    output.rows(steps, STEP_COLUMNS, STEP_RECORD, nothing="No steps.")
+    output.rows(shown, STEP_COLUMNS, STEP_RECORD, nothing="No steps.")
+    return problems
 
 
-def steps_of(backend: StorageBackend, run: WorkflowRun, which: Steps) -> Iterator[Step]:
-    """Yield some steps of a run."""
-    for step in backend.states.iter_steps(run.id, after=which.first - 1):
-        if which.last is not None and step["step"] > which.last:
+def _steps_until(last: int | None, steps: Iterable[Step]) -> Iterator[Step]:
+    for step in steps:
+        if last is not None and step["step"] > last:
             return
         yield step
 
 
-def _some_steps(
-    backend: StorageBackend, run: WorkflowRun, attempts: Iterable[Attempt]
-) -> list[Step | Gap]:
+def _some_steps(steps: Iterable[Step], attempts: Iterable[Attempt]) -> list[Step | Gap]:
     failed = {one.number for one in attempts if one.status == RunStatus.FAILED}
     first: list[Step] = []
     last: deque[Step] = deque(maxlen=LAST_STEPS)
     where_failed: dict[int, Step] = {}
-    for step in backend.states.iter_steps(run.id):
+    for step in steps:
         if len(first) < FIRST_STEPS:
             first.append(step)
         else:

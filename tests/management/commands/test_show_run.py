@@ -8,8 +8,9 @@ import time
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 
-from tests.management.conftest import run_command
+from tests.management.conftest import run_command, run_transfer
 from workflow_storage import record_run, resume_run
 from workflow_storage.testing import stored_run
 
@@ -205,3 +206,103 @@ def test_the_exit_code_of_following_is_that_of_the_run(
 
     assert nodes == ["first", "second"]
     assert (error.returncode if error else 0) == code
+
+
+@pytest.fixture
+def damaged(sql_backend):
+    """A run that cannot be read as a whole, and of whose six states one cannot."""
+    run = stored_run(sql_backend, id="damaged", workflow_name="w", status="running")
+    for number in range(6):
+        sql_backend.states.save_state(run.id, {"n": number}, f"node-{number}")
+    sql_backend.runs.update_status(run.id, "failed", error_message="ValueError: no total")
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET inputs = '{no json' WHERE id = 'damaged'")
+        cursor.execute(
+            "UPDATE execution_states SET state_json = '{no json', state_delta = NULL "
+            "WHERE run_id = 'damaged' AND step = 3"
+        )
+    return sql_backend
+
+
+def test_a_run_that_cannot_be_read_is_shown_with_what_is_known(damaged, sql_url):
+    out, err, error = run_transfer("show_run", "dam", "--backend", sql_url)
+
+    for shown in ("damaged", "w", "failed", "node-5", "ValueError: no total"):
+        assert shown in out
+    assert err == ""
+    assert error.startswith("Workflow run damaged is damaged: inputs cannot be read: ")
+    assert error.endswith(" Run check_runs to see all that is.")
+    for arguments in (["--follow"], ["--state=2"], ["--diff=1..2"], ["--compare=damaged"]):
+        assert run_transfer("show_run", "dam", *arguments, "--backend", sql_url)[2] == error
+
+
+def test_a_state_that_cannot_be_read_is_shown_as_that_and_the_others_are(damaged, sql_url):
+    def shown(*arguments):
+        out, _, error = run_transfer("show_run", "damaged", *arguments, "--backend", sql_url)
+        assert "inputs cannot be read" in error
+        assert "its state of step 3 cannot be rebuilt" in error
+        return out
+
+    states = json.loads(shown("--format=json"))["states"]
+    assert [(one["step"], one["node_id"]) for one in states] == [
+        (number, f"node-{number}") for number in range(6)
+    ]
+    assert [one["state_data"] for one in states[2:5]] == [{"n": 2}, None, {"n": 4}]
+    assert states[3]["problem"].startswith("its state of step 3 cannot be rebuilt: ")
+    assert {one["problem"] for one in states if one["step"] != 3} == {None}
+    run, *lines = map(json.loads, shown("--format=jsonl", "--steps=2..3").splitlines())
+    assert (run["id"], run["inputs"], [one["step"] for one in lines]) == ("damaged", None, [2, 3])
+    rows = list(csv.DictReader(io.StringIO(shown("--format=csv", "--steps=3.."))))
+    assert [(row["step"], row["state_data"]) for row in rows] == [
+        ("3", ""),
+        ("4", '{"n": 4}'),
+        ("5", '{"n": 5}'),
+    ]
+
+
+def test_a_step_that_cannot_be_right_is_shown_without_what_is_wrong(source, sqlite_url):
+    run = stored_run(source, status="running")
+    for number in range(3):
+        source.states.save_state(run.id, {"n": number}, f"node-{number}", tokens=7)
+    with connections[source.alias].cursor() as cursor:
+        cursor.execute("UPDATE execution_states SET tokens = 'x' WHERE step = 1")
+        cursor.execute("UPDATE execution_states SET created_at = 'garbage' WHERE step = 2")
+    source.runs.update_status(run.id, "completed")
+
+    for arguments in ([], ["--format=jsonl"], ["--follow"], ["--steps=1..2"]):
+        out, _, error = run_transfer("show_run", run.id, *arguments, "--backend", sqlite_url)
+        assert "node-2" in out
+        assert error == (
+            f"Workflow run {run.id} is damaged: tokens of its step 1 cannot be right: 'x'; "
+            "created_at of its step 2 cannot be right: None. Run check_runs to see all that is."
+        )
+    check = run_transfer("check_runs", "--backend", sqlite_url)
+    assert "tokens of its step 1 cannot be right: 'x'" in check[0]
+    assert check[2] == "2 problems found."
+
+
+def test_a_run_in_redis_is_shown_though_its_attempts_and_states_are_damaged(target, redis_url):
+    run = stored_run(target, id="damaged", status="running")
+    for number in range(3):
+        target.states.save_state(run.id, {"n": number}, f"node-{number}")
+    for status in ("failed", "running", "failed"):
+        target.runs.update_status(run.id, status)
+    store = target.runs.store
+    prefix = store.key_prefix(run.id)
+
+    def damage():
+        yield [
+            ("HSET", f"{prefix}:states:{run.id}", "1", "{no"),
+            ("HSET", f"{prefix}:run:{run.id}", "attempt:1", "{no"),
+        ]
+
+    store.execute(damage())
+
+    out, _, error = run_transfer("show_run", run.id, "--format=json", "--backend", redis_url)
+
+    shown = json.loads(out)
+    assert [one["state_data"] for one in shown["states"]] == [{"n": 0}, None, {"n": 2}]
+    assert shown["attempts"] == []
+    assert "its attempts cannot be read: " in error
+    assert "its state of step 1 cannot be rebuilt" in error
+    assert "node-2" in run_transfer("show_run", run.id, "--backend", redis_url)[0]

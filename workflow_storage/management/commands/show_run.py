@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import CommandError
 
 from workflow_storage.base import Checkpoint
-from workflow_storage.exceptions import RunNotFoundError
+from workflow_storage.exceptions import DamagedStateError
 from workflow_storage.management.arguments import given, seconds, whole_number
-from workflow_storage.management.base import StorageCommand, found_known
+from workflow_storage.management.base import StorageCommand, found_known, found_run
 from workflow_storage.management.changes import (
     checkpoint_at,
     compared,
@@ -20,12 +20,13 @@ from workflow_storage.management.changes import (
     write_changes,
 )
 from workflow_storage.management.output import Record, plain
-from workflow_storage.management.readable import unreadable_error
+from workflow_storage.management.readable import NAMED, known_steps, note, unreadable_error
 from workflow_storage.management.run_columns import run_as_dict
 from workflow_storage.management.run_details import (
     ATTEMPT_RECORD,
     STEP_RECORD,
     Steps,
+    attempts_of,
     end_of,
     steps_range,
     write_attempts,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 LAST = "last"
 
 _STATE_RECORD = Record(("run_id", *Checkpoint.__annotations__), lambda state: state)
+_STATES_RECORD = Record((*_STATE_RECORD.keys, "problem"), lambda state: state)
 
 
 def step_or_last(value: object) -> int | None:
@@ -114,6 +116,10 @@ class Command(StorageCommand):
             help="How often --follow looks. Default: 1.",
         )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._problems: list[str] = []
+
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Write what was asked for."""
         found = found_known(backend, options["run_id"])
@@ -130,33 +136,64 @@ class Command(StorageCommand):
             self._follow(backend, output, run, seconds(options["interval"]))
         else:
             self._page(backend, output, run, given(steps_range, options["steps"]))
-        if found.problem is not None:
-            raise unreadable_error([found])
+        problems = [one for one in (found.problem, *self._problems) if one is not None]
+        if problems:
+            more = "; …" if len(problems) > NAMED else ""
+            problem = "; ".join(problems[:NAMED]) + more
+            raise unreadable_error([found._replace(problem=problem)])
+
+    def code_of_broken_pipe(self) -> int:
+        """Return 1 if something cannot be read."""
+        return int(bool(self._problems))
 
     def _page(
         self, backend: StorageBackend, output: Output, run: WorkflowRun, which: Steps | None
     ) -> None:
         if output.is_table:
-            attempts = backend.runs.list_attempts(run.id)
+            attempts = attempts_of(backend, run, self._problems)
             write_fields(output, run)
             write_attempts(output, attempts)
-            write_steps(output, backend, run, attempts, which)
+            self._problems += write_steps(output, backend, run, attempts, which)
             write_end(output, run)
             return
-        states = _states(backend, run, which or Steps())
+        states = self._states(backend, run, which or Steps())
         if output.format == "csv":
-            output.rows(states, (), _STATE_RECORD)
+            output.rows(states, (), _STATES_RECORD)
             return
-        records = [ATTEMPT_RECORD.of(one) for one in backend.runs.list_attempts(run.id)]
+        attempts = attempts_of(backend, run, self._problems)
+        records = [ATTEMPT_RECORD.of(one) for one in attempts]
         whole = plain({**run_as_dict(run), "attempts": records})
         if output.format == "jsonl":
             output.json(whole)
-            output.rows(states, (), _STATE_RECORD)
+            output.rows(states, (), _STATES_RECORD)
             return
         text = json.dumps(whole, indent=2).removesuffix("\n}")
         output.raw(f'{text},\n  "states": ')
         output.json_list(states, indent="  ")
         output.raw("}\n")
+
+    def _states(
+        self, backend: StorageBackend, run: WorkflowRun, which: Steps
+    ) -> Iterator[dict[str, Any]]:
+        """Yield states as programs get them; of one that cannot be rebuilt, all else that is known."""
+        after = which.first - 1
+        while True:
+            begun_after = after
+            states = backend.states.iter_state_history(run.id, after=after)
+            try:
+                for state in known_steps(states, self._problems):
+                    if which.last is not None and state["step"] > which.last:
+                        return
+                    after = state["step"]
+                    yield {"run_id": run.id, **state, "problem": None}
+                return
+            except DamagedStateError as exc:
+                after = exc.step
+                if after <= begun_after or (which.last is not None and after > which.last):
+                    return
+                problem = f"its state of step {after} cannot be rebuilt: {exc.reason}"
+                note(self._problems, problem)
+                yield {**_step_at(backend, run, after), "problem": problem}
 
     def _state(
         self, backend: StorageBackend, output: Output, run: WorkflowRun, step: int | None
@@ -201,9 +238,7 @@ class Command(StorageCommand):
                 output.line(_step_line(step))
         else:
             output.rows(steps, (), STEP_RECORD)
-        ended = backend.runs.get(run.id)
-        if ended is None:
-            raise RunNotFoundError(run.id)
+        ended = found_run(backend, run.id)
         if ended.status != RunStatus.COMPLETED:
             raise CommandError(f"Workflow run {run.id} {end_of(ended)}")
         if output.is_table:
@@ -213,10 +248,9 @@ class Command(StorageCommand):
         last = -1
         while True:
             # Read before the steps, so that none is missed that comes before the end.
-            run = backend.runs.get(run_id)
-            if run is None:
-                raise RunNotFoundError(run_id)
-            for step in backend.states.iter_steps(run_id, after=last):
+            run = found_run(backend, run_id)
+            steps = backend.states.iter_steps(run_id, after=last)
+            for step in known_steps(steps, self._problems):
                 last = step["step"]
                 yield step
             self.stdout.flush()
@@ -225,11 +259,12 @@ class Command(StorageCommand):
             time.sleep(pause)
 
 
-def _states(backend: StorageBackend, run: WorkflowRun, which: Steps) -> Iterator[dict[str, Any]]:
-    for state in backend.states.iter_state_history(run.id, after=which.first - 1):
-        if which.last is not None and state["step"] > which.last:
-            return
-        yield {"run_id": run.id, **state}
+def _step_at(backend: StorageBackend, run: WorkflowRun, number: int) -> dict[str, Any]:
+    """Return a step as programs get states, without its state."""
+    steps = known_steps(backend.states.iter_steps(run.id, after=number - 1), [])
+    step = next(steps, None)
+    known: dict[str, Any] = {**step} if step is not None and step["step"] == number else {}
+    return {**dict.fromkeys(_STATE_RECORD.keys), **known, "run_id": run.id, "step": number}
 
 
 def _step_line(step: Step) -> str:
