@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from django.db.models import Model, QuerySet
+from django.db.models import Count, Exists, Model, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 
 from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.contrib.langgraph.models import (
@@ -20,9 +21,12 @@ from workflow_storage.contrib.langgraph.models import (
 from workflow_storage.contrib.langgraph.names import ThreadName, digest
 from workflow_storage.contrib.langgraph.tables import Tables, new_generation
 from workflow_storage.exceptions import InvalidFieldError
+from workflow_storage.models import WorkflowRun
+from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
 _M = TypeVar("_M", bound=Model)
 
@@ -32,6 +36,9 @@ _AT_ONCE = 500
 _COPIED_AT_ONCE = 100
 """Rows that are copied at once, at most."""
 
+OPEN = (RunStatus.PENDING, RunStatus.RUNNING)
+"""The statuses of runs whose threads are not deleted as unused."""
+
 _COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph's metadata has the channels whose value is not in the checkpoint itself."""
 
@@ -40,18 +47,32 @@ class ThreadUpkeep(Tables):
     """Deletes, prunes and copies threads."""
 
     @operation
-    def delete_thread(self, thread_id: str) -> None:
-        """Delete all of a thread."""
+    def delete_thread(self, thread_id: str, unless_since: datetime | None = None) -> int:
+        """Delete all of a thread.
+
+        Args:
+            thread_id: which thread.
+            unless_since: leave it as it is, if it has a checkpoint of that time or later.
+
+        Returns:
+            How many checkpoints were deleted.
+        """
         with self.transaction():
             threads = self._namespaces(thread_id)
-            self._delete_namespaces(threads)
+            if self._is_used(threads, unless_since):
+                return 0
+            return self._delete_namespaces(threads)
 
     @operation
-    def prune(self, thread_id: str) -> int:
+    def prune(self, thread_id: str, unless_since: datetime | None = None) -> int:
         """Delete all but the newest checkpoint of each namespace of a thread, and what that needs.
 
         What a subgraph stored during a call goes with the checkpoint of the root graph that called
         it.
+
+        Args:
+            thread_id: which thread.
+            unless_since: leave it as it is, if it has a checkpoint of that time or later.
 
         Returns:
             How many checkpoints were deleted.
@@ -59,6 +80,8 @@ class ThreadUpkeep(Tables):
         deleted = 0
         with self.transaction():
             threads = self._namespaces(thread_id)
+            if self._is_used(threads, unless_since):
+                return 0
             root = next((thread for thread in threads if not thread.namespace), None)
             of_root = self._checkpoints(root) if root is not None else None
             before = set() if of_root is None else set(_ids(of_root))
@@ -98,6 +121,54 @@ class ThreadUpkeep(Tables):
                 else:
                     self._delete_namespaces([locked])
 
+    def unused(
+        self, before: datetime, *, keep_latest: bool, limit: int | None = None
+    ) -> Iterator[tuple[str, int]]:
+        """Yield the threads without a checkpoint since a time, but for those of an open run.
+
+        Args:
+            before: that time.
+            keep_latest: whether a thread with one checkpoint has nothing to delete, and one of an
+                open run has.
+            limit: how many at most.
+
+        Yields:
+            The id of a thread, and how many checkpoints there are to delete, about.
+        """
+        last = 0
+        while limit is None or limit > 0:
+            some = _AT_ONCE if limit is None else min(limit, _AT_ONCE)
+            page = self._unused(before, last, keep_latest=keep_latest, limit=some)
+            if not page:
+                return
+            for last, thread_id, count in page:  # noqa: B007 - of the last one
+                yield thread_id, count
+            limit = None if limit is None else limit - len(page)
+
+    @reading
+    def _unused(
+        self, before: datetime, after: int, *, keep_latest: bool, limit: int
+    ) -> list[tuple[int, str, int]]:
+        of_thread = self.all(GraphCheckpoint).filter(thread__thread_key=OuterRef("thread_key"))
+        others = self.all(ThreadNamespace).filter(thread_key=OuterRef("thread_key"))
+        found = self.all(ThreadNamespace).filter(
+            ~Exists(others.filter(pk__lt=OuterRef("pk"))),
+            ~Exists(of_thread.filter(created_at__gte=before)),
+            pk__gt=after,
+        )
+        one = of_thread.order_by().values("thread__thread_key")
+        if keep_latest:
+            spaces = others.order_by().values("thread_key").annotate(n=Count("pk")).values("n")
+            count = Coalesce(Subquery(one.annotate(n=Count("pk")).values("n")), 0)
+            found = found.annotate(count=count - Subquery(spaces)).filter(count__gt=0)
+        else:
+            is_open = self.all(WorkflowRun).filter(status__in=OPEN).values("pk")
+            count = Coalesce(Subquery(one.annotate(n=Count("pk")).values("n")), 0)
+            found = found.annotate(count=count).filter(
+                ~Exists(of_thread.filter(run_id__in=is_open))
+            )
+        return list(found.order_by("pk").values_list("pk", "thread_id", "count")[:limit])
+
     @reading
     def threads_of_runs(self, keys: Sequence[str]) -> list[int]:
         """Return the keys of the namespaces that have checkpoints of some of LangGraph's runs."""
@@ -128,6 +199,11 @@ class ThreadUpkeep(Tables):
         self.begin_writing()
         found = self.all(ThreadNamespace).filter(thread_key=digest(thread_id))
         return list(self.with_lock(found.order_by("pk")))
+
+    def _is_used(self, threads: Sequence[ThreadNamespace], since: datetime | None) -> bool:
+        if since is None:
+            return False
+        return self.all(GraphCheckpoint).filter(thread__in=threads, created_at__gte=since).exists()
 
     def _checkpoints(self, thread: ThreadNamespace) -> QuerySet[GraphCheckpoint]:
         return self.all(GraphCheckpoint).filter(thread=thread)
