@@ -47,7 +47,8 @@ class Command(TransferCommand):
 
     help = (
         "Copies workflow runs with all their states from one store to another. What is there "
-        "already is not copied again, so it can be interrupted, and repeated."
+        "already is not copied again, so it can be interrupted, and repeated. Threads of LangGraph's "
+        "graphs are not copied."
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -75,7 +75,8 @@ class Command(LongCommand, StorageCommand):
 
     help = (
         "Deletes workflow runs that ended before a time, with their states, batch by batch; never "
-        "one that is running or waiting. Says first how many of each workflow, and asks."
+        "one that is running or waiting. Says first how many of each workflow, and asks. Threads of "
+        "LangGraph's graphs stay; those are for prune_threads."
     )
 
     _deleted = 0
