@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,6 +20,8 @@ MYSQL_URL = os.environ.get("TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/")
 REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 REDIS_SERVER = os.environ.get("TEST_REDIS_SERVER", "redis-server")
 PGBOUNCER = os.environ.get("TEST_PGBOUNCER", "pgbouncer")
+# As whoever runs the tests; the one in the path is for root, and begins it as another user.
+RABBITMQ_SERVER = os.environ.get("TEST_RABBITMQ_SERVER", "/usr/lib/rabbitmq/bin/rabbitmq-server")
 REQUIRE_ALL = os.environ.get("TEST_REQUIRE_ALL_BACKENDS") == "1"
 
 
@@ -291,6 +294,64 @@ class Sentinels(RedisServers):
             len(self.watching) - 1,
             len(self.ports) - 1,
         )
+
+
+@contextmanager
+def rabbitmq() -> Iterator[str]:
+    """Start a RabbitMQ server of our own on free ports, and give its URL."""
+    port, own_port, names_port = free_ports(3)
+    with tempfile.TemporaryDirectory(prefix="workflow-storage-rabbitmq-") as folder:
+        for name, text in (("environment", ""), ("plugins", "[].")):
+            (Path(folder) / name).write_text(text)
+        environment = {
+            **os.environ,
+            "HOME": folder,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(names_port),
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/environment",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_DIST_PORT": str(own_port),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/data",
+            "RABBITMQ_NODENAME": f"test{port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+        }
+        processes = []
+        try:
+            # It would start the first one itself, and leave it.
+            for command in (["epmd", "-port", str(names_port)], [RABBITMQ_SERVER]):
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=folder,
+                        env=environment,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                )
+            wait_until(lambda: listens(port) or processes[-1].poll() is not None, 60)
+            if not listens(port):
+                unavailable("RabbitMQ", "it has ended", "see what it says")
+            yield f"amqp://guest:guest@127.0.0.1:{port}//"
+        except OSError as exc:
+            unavailable(
+                "RabbitMQ", exc, "install rabbitmq-server, or set TEST_RABBITMQ_SERVER to its path"
+            )
+        finally:
+            for process in reversed(processes):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(timeout=30)
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def free_ports(count: int) -> list[int]:

@@ -16,6 +16,7 @@ TASKS_LIBRARY = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 INSTALLED_APPS = [
     *INSTALLED_APPS,
     "django_tasks_db",
+    "workflow_storage.contrib.celery",
     "workflow_storage.contrib.django_tasks",
 ]
 TASKS = {

@@ -89,7 +89,10 @@ class RecordedRun:
         waiting_for: for what it waits, once it was suspended.
         node_id: the node of the last checkpoint, or None.
         step: the step of the last checkpoint, or None.
+        suspension: what `suspend` raises.
     """
+
+    suspension: type[Suspended] = Suspended
 
     def __init__(
         self, run: WorkflowRun, writer: RunWriter, checkpoint: Checkpoint | None = None
@@ -280,7 +283,7 @@ class RecordedRun:
             StorageError: in a process that was forked inside the block.
         """
         self._refuse_unless_recorded_here()
-        raise Suspended(self.run_id, valid_name("reason", reason, MAX_WAITING_FOR))
+        raise self.suspension(self.run_id, valid_name("reason", reason, MAX_WAITING_FOR))
 
     def add_usage(self, *, tokens: int | None = None, cost_usd: float | None = None) -> None:
         """Add to the totals; they are stored with the next checkpoint, and at the end.
