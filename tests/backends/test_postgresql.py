@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -43,6 +44,19 @@ def session_of(backend):
     return connections[backend.runs.alias].connection
 
 
+@contextmanager
+def override_options(backend, **options):
+    connection = connections[backend.alias]
+    before = connection.settings_dict["OPTIONS"]
+    connection.close()
+    connection.settings_dict["OPTIONS"] = {**before, **options}
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict["OPTIONS"] = before
+
+
 def prepared(backend):
     """Return the statements that a session has prepared."""
     rows = session_of(backend).execute("SELECT statement FROM pg_prepared_statements").fetchall()
@@ -58,7 +72,7 @@ def use(backend, run_id, times=20):
         backend.runs.list_runs(status="failed")
 
 
-@pytest.mark.parametrize("options", ["", "?server_side_binding=true", "?prepare_threshold=1000"])
+@pytest.mark.parametrize("options", ["?server_side_binding=true", "?prepare_threshold=1000"])
 def test_nothing_is_prepared_that_the_settings_do_not_ask_for(open_at, postgres_url, options):
     backend = open_at(postgres_url + options)
 
@@ -67,10 +81,48 @@ def test_nothing_is_prepared_that_the_settings_do_not_ask_for(open_at, postgres_
     assert prepared(backend) == []
 
 
+def test_nothing_is_prepared_where_the_settings_say_so(open_at, postgres_url):
+    backend = open_at(postgres_url)
+    with override_options(backend, prepare_threshold=None):
+        use(backend, stored_run(backend).id)
+
+        assert prepared(backend) == []
+
+
+def test_nothing_is_prepared_behind_a_pooler_unless_the_settings_ask_for_it(open_at, pooled_url):
+    backend = open_at(pooled_url)
+
+    use(backend, stored_run(backend).id)
+
+    assert prepared(backend) == []
+    assert session_of(backend).prepare_threshold is None
+
+
+def test_a_session_that_is_used_for_little_is_not_asked_whose_it_is(open_at, postgres_url):
+    backend = open_at(postgres_url)
+
+    use(backend, stored_run(backend).id, 1)
+
+    assert session_of(backend).prepare_threshold is None
+
+
+def test_a_session_is_not_asked_within_a_transaction_but_after_it(open_at, postgres_url):
+    backend = open_at(postgres_url)
+    run = stored_run(backend)
+
+    with transaction.atomic(using=backend.alias):
+        use(backend, run.id)
+        assert session_of(backend).prepare_threshold is None
+    use(backend, run.id, 1)
+
+    assert session_of(backend).prepare_threshold == 5
+
+
+@pytest.mark.parametrize("options", ["", "?prepare_threshold=5"])
 def test_what_finds_rows_by_a_key_is_prepared_and_lists_are_planned_each_time(
-    open_at, postgres_url
+    open_at, postgres_url, options
 ):
-    backend = open_at(f"{postgres_url}?prepare_threshold=5")
+    backend = open_at(postgres_url + options)
 
     use(backend, stored_run(backend).id)
 

@@ -187,13 +187,12 @@ def run(*, quick: bool) -> None:
             alchemy = url.replace("postgresql://", "postgresql+psycopg://")
             targets = dict.fromkeys(TARGETS, 1.5)
             for name, options, own_url, peer_name in (
-                # psycopg's own settings, which the peers have.
-                ("PostgreSQL, prepared", {}, f"{url}?prepare_threshold=5", "langgraph"),
-                # Django's, for a pooler may be in between.
+                ("PostgreSQL", {}, url, "langgraph"),
+                # As it is behind a pooler.
                 (
                     "PostgreSQL, not prepared",
                     {"cursor_factory": ClientCursor},
-                    url,
+                    f"{url}?prepare_threshold=1000000000",
                     "langgraph, prepared",
                 ),
             ):
