@@ -189,21 +189,25 @@ class Summaries:
             known.durations[bucket] += runs
         known.add(longest, tokens, cost_usd)
 
-    def add_counts(self, counts: Mapping[tuple[Any, str, int | None], int]) -> None:
-        """Add how many runs there are with a group of one value, a status, and a bucket.
+    def add_durations(
+        self, group: tuple[Any, ...], status: str, runs: int, durations: Mapping[int, int]
+    ) -> None:
+        """Add some runs of a group that have the same status.
 
-        The longest duration is then the one that stands for its bucket.
+        Args:
+            group: which group.
+            status: their status.
+            runs: how many there are.
+            durations: bucket -> how many of those that have ended have a duration in it. The longest
+                duration is then the one that stands for its bucket.
         """
-        for (value, status, bucket), runs in counts.items():
-            known = self._groups.get((value,))
-            if known is None:
-                known = self._groups[value,] = _Group()
-            known.by_status[status] += runs
-            if bucket is not None:
-                known.durations[bucket] = known.durations.get(bucket, 0) + runs
-        for group in self._groups.values():
-            if group.durations:
-                group.longest = max(group.longest or 0.0, seconds_of(max(group.durations)))
+        known = self._groups.get(group)
+        if known is None:
+            known = self._groups[group] = _Group()
+        known.by_status[status] += runs
+        if durations:
+            known.durations.update(durations)
+            known.longest = max(known.longest or 0.0, seconds_of(max(durations)))
 
     def results(self) -> list[RunSummary]:
         """Return the summaries, `in_order`."""

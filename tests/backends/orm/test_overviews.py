@@ -91,3 +91,20 @@ def alike(summaries, **others):
         )
         for summary in summaries
     ]
+
+
+def test_a_duration_beyond_all_characters_is_counted(sql_backend):
+    if not can_look_over(sql_backend.alias, [BEGINNING]):
+        pytest.skip("no text is made of many rows there")
+    for seconds in (1e300, 0.5):
+        stored_run(sql_backend, status="completed", started_at=BEGINNING, duration_seconds=seconds)
+    within = {"started_after": BEGINNING, "started_before": BEGINNING + timedelta(hours=1)}
+
+    over_time, by_workflow = over_time_and_by_workflow(
+        sql_backend.alias, valid_filters(within), [BEGINNING]
+    )
+
+    for (summary,) in (over_time, by_workflow):
+        assert summary.by_status == {"completed": 2}
+        assert summary.p50_seconds == pytest.approx(0.5, rel=0.01)
+        assert summary.max_seconds > 1e80

@@ -32,7 +32,7 @@ from workflow_storage.status import TERMINAL_STATUSES
 from workflow_storage.summaries import LEAST, Summaries, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from django.db.models import QuerySet
@@ -50,11 +50,16 @@ _CODES = 10_000
 _MOST = _CODES - 4
 """The bucket of all longer durations, of 10^83 seconds or more."""
 
+_NO_DURATION = chr(1)
 _BUCKET_CODE = Case(
-    When(duration_seconds__isnull=True, then=Value(1)),
+    When(  # nearly all
+        duration_seconds__gte=LEAST,
+        duration_seconds__lt=seconds_of(_MOST),
+        then=BUCKET_ABOVE_LEAST + 2,
+    ),
+    When(duration_seconds__isnull=True, then=Value(ord(_NO_DURATION))),
     When(duration_seconds__lt=LEAST, then=Value(2)),
-    When(duration_seconds__gte=seconds_of(_MOST), then=Value(_MOST + 2)),
-    default=BUCKET_ABOVE_LEAST + 2,
+    default=Value(_MOST + 2),
 )
 _STATUS_CODE = Case(
     *(
@@ -66,9 +71,6 @@ _STATUS_CODE = Case(
 
 _Bounds = Sequence[tuple["datetime", "datetime"]]
 """From when until when each step of time is."""
-
-_Counts = Counter[tuple[Any, str, int | None]]
-"""How many runs there are with a group, a status and a bucket of their duration."""
 
 
 class _Characters(Aggregate):
@@ -114,22 +116,11 @@ def over_time_and_by_workflow(
         return [], []
     rows = RunRows(alias)
     over_time, by_workflow = Summaries(), Summaries()
-    by_time: _Counts = Counter()
     for step in _steps(rows, filters, starts):
-        by_time.update(_counts_of_step(step))
-        if step.tokens is not None or step.cost_usd is not None:
-            over_time.add(
-                (step.place,),
-                "",
-                runs=0,
-                bucket=None,
-                longest=None,
-                tokens=None if step.tokens is None else int(step.tokens),
-                # A sum of so few is exact to a billionth.
-                cost_usd=None if step.cost_usd is None else round(Decimal(step.cost_usd), 9),
-            )
-    over_time.add_counts(by_time)
-    by_workflow.add_counts(_counts_by_workflow(rows, filters))
+        _add_step(over_time, step)
+    for name, status, characters in _texts_by_workflow(rows, filters):
+        if characters is not None:
+            _add_runs(by_workflow, name, status, Counter(characters))
     return (
         [one._replace(group=(starts[one.group[0]],)) for one in over_time.results()],
         by_workflow.results(),
@@ -215,25 +206,36 @@ def _compiled(rows: QuerySet[Any, Any]) -> tuple[str, list[Any]]:
     return sql, [*params]
 
 
-def _counts_of_step(step: _Step) -> _Counts:
-    counts: _Counts = Counter()
+def _add_step(over_time: Summaries, step: _Step) -> None:
+    by_status: dict[int, dict[str, int]] = {}
     for character, count in Counter(step.characters or "").items():
         status, code = divmod(ord(character), _CODES)
-        counts[step.place, _STATUSES[status], _bucket(_STATUSES[status], code)] += count
-    return counts
+        by_status.setdefault(status, {})[chr(code)] = count
+    for status, counts in by_status.items():
+        _add_runs(over_time, step.place, _STATUSES[status], counts)
+    if step.tokens is not None or step.cost_usd is not None:
+        over_time.add(
+            (step.place,),
+            "",
+            runs=0,
+            bucket=None,
+            longest=None,
+            tokens=None if step.tokens is None else int(step.tokens),
+            # A sum of so few is exact to a billionth.
+            cost_usd=None if step.cost_usd is None else round(Decimal(step.cost_usd), 9),
+        )
 
 
-def _counts_by_workflow(rows: RunRows, filters: ValidFilters) -> _Counts:
-    counts: _Counts = Counter()
-    for name, status, characters in _texts_by_workflow(rows, filters):
-        for character, count in Counter(characters or "").items():
-            counts[name, status, _bucket(status, ord(character))] += count
-    return counts
-
-
-def _bucket(status: str, code: int) -> int | None:
-    """Return the bucket of an ended run, by the code of its duration."""
-    return code - 2 if code > 1 and status in TERMINAL_STATUSES else None
+def _add_runs(summaries: Summaries, group: Any, status: str, counts: Mapping[str, int]) -> None:
+    """Add the runs of a group with a status, counted by the characters of their durations."""
+    durations = {}
+    if status in TERMINAL_STATUSES:
+        durations = {
+            ord(character) - 2: count
+            for character, count in counts.items()
+            if character != _NO_DURATION
+        }
+    summaries.add_durations((group,), status, sum(counts.values()), durations)
 
 
 def _texts_by_workflow(rows: RunRows, filters: ValidFilters) -> Iterable[tuple[str, str, str]]:
