@@ -88,6 +88,61 @@ def test_a_workflow_of_two_words_stands_in_one_line_beside_its_status(width):
     assert {"id", "status"} <= widths.keys()
 
 
+NAMES = ["document-ingestion-nightly-eur", "supportAgentWithTwoReviewSteps", "a" * 30]
+
+
+def widths_of_a_list(names, width):
+    """Return the columns of a list of runs, and how wide each is."""
+    columns = run_columns()
+    runs = [
+        WorkflowRun(
+            id=f"019c13aa-000{number}-7000-8000-000000000000",
+            workflow_name=name,
+            status="completed",
+            started_at=datetime(2026, 1, 31, tzinfo=UTC),
+            duration_seconds=31.5,
+            total_tokens=1200,
+            total_cost_usd=0.25,
+            current_node="extract",
+            error_message="no total in the document, and none that can be guessed",
+        )
+        for number, name in enumerate(names)
+    ]
+    table = [
+        ColumnCells(
+            one.title, [one.cell(run) for run in runs], one.kind, one.rank, one.least, one.folds
+        )
+        for one in columns
+    ]
+    return {columns[place].name: taken for place, taken in fitted(table, width).items()}
+
+
+@pytest.mark.parametrize("width", range(56, 201))
+def test_a_name_of_thirty_characters_stands_in_one_line(width):
+    widths = widths_of_a_list(NAMES, width)
+
+    assert widths["workflow_name"] == 30
+    assert {"id", "status"} <= widths.keys()
+    assert ("error_message" in widths) == (width >= 74)
+
+
+@pytest.mark.parametrize("width", range(40, 201))
+def test_a_name_of_any_length_leaves_its_run_and_status(width):
+    widths = widths_of_a_list(["n" * 256, *NAMES], width)
+
+    assert widths["workflow_name"] >= min(width - 26, 34)
+    assert {"id", "status"} <= widths.keys()
+    assert ("error_message" in widths) == (width >= 78)
+
+
+def test_a_name_is_folded_between_its_words():
+    assert folded(NAMES[0], 14) == ["document-", "ingestion-", "nightly-eur"]
+    assert folded(NAMES[1], 14) == ["supportAgent", "WithTwoReview", "Steps"]
+    assert folded(NAMES[2], 14) == ["a" * 14, "a" * 14, "aa"]
+    assert folded("日本語-ワークフロー", 8) == ["日本語-", "ワークフ", "ロー"]
+    assert folded("日", 1) == ["日"]
+
+
 @given(ROWS, st.integers(40, 200))
 def test_what_is_more_important_stays_longer(rows, width):
     table = columns(rows)

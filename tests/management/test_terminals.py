@@ -82,6 +82,38 @@ def test_a_list_fits_into_a_narrow_terminal(stored, sqlite_url):
     assert "019a0b1c-2d3e" in "\n".join(lines)
 
 
+LONG_NAME = "document-ingestion-nightly-eur"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_name_of_thirty_characters_can_be_read(source, sqlite_url, columns):
+    for number in range(3):
+        stored_run(
+            source,
+            id=f"019a0b1c-2d3{number}-7000-8000-000000000001",
+            workflow_name=LONG_NAME,
+            status="failed",
+            current_node="extract-the-total",
+            error_message="ValueError: no total in the document",
+        )
+
+    for command in (["list_runs"], ["run_stats"]):
+        lines, code = shown_in_terminal(*command, "--backend", sqlite_url, columns=columns)
+
+        assert code == 0
+        assert_fits(lines, columns)
+        text = "\n".join(lines)
+        if columns >= 80:
+            assert LONG_NAME in text
+        else:
+            # Between words.
+            assert "nightly-eur" in text.split()
+            assert re.search(r"\bdocument-(ingestion-)?\s", text)
+        if command == ["list_runs"]:
+            assert ("ValueError" in text) == (columns >= 80)
+            assert all(f"019a0b1c-2d3{number}" in text for number in range(3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80, 200])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 GAP = 2
 """Cells between two columns."""
 
+UNFOLDED = 34
+"""Cells of a text that stands in one line, where it can be folded: at 80 columns, a name of as many has
+an id, a status and an error beside it."""
+
+STAYS = 2
+"""The greatest rank of a column that is not left out for a text to stand in one line."""
+
 SHORTEST_ID = 13
 """Characters of an id that is shortened, at least: of a UUIDv7, all of its time in milliseconds."""
+
+_BETWEEN_WORDS = frozenset(" -_./:,;|")
 
 Kind = Literal["text", "number", "fixed", "id"]
 
@@ -34,6 +43,8 @@ class ColumnCells(NamedTuple):
     """How important it is: 0 is never left out, and the greatest is first."""
     least: int
     """Cells that text is cut to, at least."""
+    folds: bool = False
+    """Whether it goes on in the next line rather than be cut."""
 
     @property
     def natural(self) -> int:
@@ -49,6 +60,13 @@ class ColumnCells(NamedTuple):
             return min(self.natural, max(unique_length(self.cells), SHORTEST_ID))
         return min(self.natural, max(self.least, cell_len(self.title)))
 
+    @property
+    def unfolded(self) -> int:
+        """The cells that it has to have to stand in one line, if it is not too long for that."""
+        if not self.folds:
+            return self.shortest
+        return max(self.shortest, min(self.natural, UNFOLDED))
+
 
 def fitted(columns: Sequence[ColumnCells], width: int) -> dict[int, int]:
     """Return the columns that fit, by their place, each with its width.
@@ -58,6 +76,11 @@ def fitted(columns: Sequence[ColumnCells], width: int) -> dict[int, int]:
         width: that of the terminal.
     """
     by_rank = sorted(range(len(columns)), key=lambda place: (columns[place].rank, place))
+    # A name is read in one line, so what is less important gives way to it.
+    while _taken(columns[place].unfolded for place in by_rank) > width:
+        if columns[by_rank[-1]].rank <= STAYS:
+            break
+        by_rank.pop()
     while _taken(columns[place].shortest for place in by_rank) > width and len(by_rank) > 1:
         if columns[by_rank[-1]].rank == 0:
             break
@@ -104,13 +127,30 @@ def cut_to(text: str, width: int, ellipsis: str) -> str:
 
 
 def folded(text: str, width: int) -> list[str]:
-    """Return the lines of a text that each take no more than so many cells."""
-    lines, line, taken = [], "", 0
-    for character in text:
-        size = cell_len(character)
-        if taken + size > width and line:
-            lines.append(line)
-            line, taken = "", 0
-        line += character
+    """Return the lines of a text that each take no more than so many cells, between words if possible."""
+    lines = []
+    while len(text) > 1 and cell_len(text) > width:
+        end = _end_of_line(text, width)
+        lines.append(text[:end])
+        text = text[end:]
+    return [*lines, text]
+
+
+def _end_of_line(text: str, width: int) -> int:
+    """Return how many characters of a text its first line has, which is too short for all."""
+    end, taken = 0, 0
+    while taken + (size := cell_len(text[end])) <= width or end == 0:
         taken += size
-    return [*lines, line]
+        end += 1
+        if end == len(text):
+            return end
+    # Not so far back that most of the line is empty.
+    for place in range(end, end // 2, -1):
+        if _ends_word(text, place):
+            return place
+    return end
+
+
+def _ends_word(text: str, place: int) -> bool:
+    before, behind = text[place - 1], text[place]
+    return before in _BETWEEN_WORDS or (before.islower() and behind.isupper())

@@ -249,6 +249,7 @@ class Output:
                 column.kind,
                 column.rank,
                 column.least,
+                column.folds,
             )
             for column in columns
         ]
