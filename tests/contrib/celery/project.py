@@ -8,7 +8,7 @@ from pathlib import Path
 
 from celery import Celery, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
-from django.db import connections
+from django.db import connections, transaction
 
 from tests.servers import REDIS_URL
 from workflow_storage import current_run, record_run
@@ -69,6 +69,21 @@ def try_again(self, failures, countdown=0):
 @shared_task(autoretry_for=(OSError,), max_retries=1, retry_backoff=False, default_retry_delay=0)
 def never():
     raise OSError("no route")
+
+
+@shared_task(bind=True, max_retries=1)
+def try_again_in_a_transaction(self):
+    with transaction.atomic(using=current_run().backend.alias):
+        if self.request.retries == 0:
+            raise self.retry(exc=OSError("no route"), countdown=0)
+    return self.request.retries
+
+
+@shared_task(bind=True)
+def sends_itself_nowhere(self):
+    nowhere = {"transport_options": {"max_retries": 0}}
+    with app.connection_for_write("redis://127.0.0.1:1/0", **nowhere) as connection:
+        self.apply_async(task_id=self.request.id, retries=1, connection=connection)
 
 
 @shared_task(ignore_result=True)
@@ -158,6 +173,12 @@ def exit_process():
     raise SystemExit(3)
 
 
+@shared_task
+def wait_at_most(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(30)
+
+
 @shared_task(acks_late=True)
 def wait_for(path):
     """Tell the process in the first file, and wait for the second."""
@@ -201,6 +222,7 @@ def nested():
 def who_is_connected():
     """Return the process, and what the database calls the connection of its store."""
     backend = current_run().backend
+    assert connections[backend.alias].connection is not None, "closed since the run has begun"
     with connections[backend.alias].cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return json.dumps([os.getpid(), cursor.fetchone()[0]])

@@ -4,4 +4,7 @@ import os
 
 from tests.settings import *  # noqa: F403
 
-WORKFLOW_STORAGE_CELERY = {"backend": os.environ["TEST_STORE"]}
+WORKFLOW_STORAGE_CELERY = {
+    "backend": os.environ["TEST_STORE"],
+    "heartbeat": float(os.environ.get("TEST_HEARTBEAT", "30")),
+}

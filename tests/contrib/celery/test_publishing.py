@@ -1,6 +1,7 @@
 """What becomes of a run when a task is sent, or cannot be: on a broker from which nobody takes it."""
 
 import pytest
+from asgiref.sync import async_to_sync
 from celery import chain, group
 from django.core.signals import request_finished
 from django.db import transaction
@@ -46,6 +47,17 @@ class TestWaiting:
 
         assert store.runs.get(result.id).parent_id == around.run_id
         assert store.runs.get(other.id).parent_id is None
+
+    def test_so_it_is_in_async_code(self, store):
+        async def view():
+            async with record_run("view", backend=store) as around:
+                not_sent(task_id="lost")
+                return around.run_id, project.add.delay(1).id
+
+        parent_id, sent = async_to_sync(view)()
+
+        assert store.runs.get(sent).parent_id == parent_id
+        assert [store.runs.get(run_id).status for run_id in (sent, "lost")] == ["pending", "failed"]
 
     def test_a_group_is_found_by_its_label(self, store):
         result = group(project.add.s(1), project.add.s(2)).apply_async(queue="other")

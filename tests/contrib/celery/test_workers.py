@@ -169,6 +169,12 @@ class TestTransactions:
         run = store.runs.get(result.id)
         assert (run.status, run.attempt, run.started_at) == ("completed", 1, begun.started_at)
 
+    def test_a_task_that_is_tried_again_in_a_transaction_is_one_run(self, store):
+        run = ended(store, project.try_again_in_a_transaction.delay())
+
+        assert run.outputs == 1
+        assert attempts(store, run.id) == [(1, "failed"), (2, "completed")]
+
 
 class TestMainProcess:
     """What the main process of the worker tells of those that cannot."""
@@ -311,6 +317,62 @@ def test_other_pools_and_stores(request, broker, folder, settings, django_db_blo
         assert ended(backend, replaced).outputs == 6
         wait_until(lambda: backend.runs.get(approve.id).waiting_for)
         assert "was not stored" not in worker.said
+
+
+def test_a_worker_goes_on_without_its_store(broker, folder):
+    options = ("--pool", "prefork", "--concurrency", "1")
+    nowhere, queue = "postgresql://127.0.0.1:1/none", f"{project.QUEUE}_nowhere"
+    with celery_worker(folder, nowhere, *options, prefix=broker, queue=queue) as worker:
+        assert project.add.apply_async((1, 2), queue=queue).get(timeout=30) == 3
+        failing = project.fail.apply_async(("bad",), queue=queue)
+        with pytest.raises(ValueError, match="bad"):
+            failing.get(timeout=30)
+        assert project.add.apply_async((1, 2), queue=queue).get(timeout=30) == 3
+        assert worker.said.count("was not stored. The task goes on") >= 3
+
+
+class TestEndOfTheWorker:
+    @pytest.fixture
+    def start(self, broker, folder, settings, django_db_blocker, redis_url):
+        settings.WORKFLOW_STORAGE_CELERY = {"backend": redis_url}
+        queue = f"{project.QUEUE}_ending"
+        options = ("--pool", "prefork", "--concurrency", "1")
+
+        def start():
+            return celery_worker(
+                folder, redis_url, *options, prefix=broker, queue=queue, heartbeat=0.1
+            )
+
+        def begun(task, path):
+            result = task.apply_async((str(path),), queue=queue)
+            wait_until(lambda: status_of(backend, result.id) == "running")
+            return result
+
+        backend = create_storage_backend(redis_url)
+        start.begun, start.backend = begun, backend
+        return start
+
+    def test_a_cold_shutdown_fails_what_is_lost_with_it(self, start, tmp_path):
+        with start() as worker:
+            result = start.begun(project.wait_at_most, tmp_path / "task")
+            worker.process.send_signal(signal.SIGQUIT)
+
+            run = ended(start.backend, result)
+        assert run.status == "failed"
+        assert run.error_message.startswith("The worker was shut down")
+
+    def test_one_that_is_killed_is_found_by_its_heartbeats(self, start, tmp_path):
+        with start() as worker:
+            result = start.begun(project.wait_at_most, tmp_path / "task")
+            begun = start.backend.runs.get(result.id)
+            wait_until(lambda: start.backend.runs.get(result.id).heartbeat_at > begun.heartbeat_at)
+            assert start.backend.runs.fail_stalled(timedelta(seconds=2)) == 0
+            worker.kill()
+        assert status_of(start.backend, result.id) == "running"
+
+        wait_until(lambda: start.backend.runs.fail_stalled(timedelta(seconds=1)))
+
+        assert "Stalled: no sign of life" in start.backend.runs.get(result.id).error_message
 
 
 class TestRabbitMQ:

@@ -8,6 +8,7 @@ from django.db import connections, transaction
 from tests.contrib.celery import project
 from workflow_storage import record_run
 from workflow_storage.contrib import tasks
+from workflow_storage.contrib.celery import publishing
 
 
 def only_run(backend):
@@ -123,6 +124,13 @@ def test_a_task_that_is_suspended_waits_and_goes_on_when_it_is_sent_again(store)
     assert project.approve.apply((900,), task_id=result.id).get() == 900
 
     assert attempts(store, result.id) == [(1, "pending"), (2, "completed")]
+
+
+def test_one_whose_retry_cannot_be_sent_has_failed(store, broker):
+    project.sends_itself_nowhere.apply()
+
+    run = only_run(store)
+    assert (run.status, run.error_message) == ("failed", publishing.NOT_SENT)
 
 
 def test_a_run_that_was_taken_over_is_left_to_its_owner(store, caplog):

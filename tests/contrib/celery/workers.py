@@ -47,7 +47,7 @@ class Worker:
 
 
 @contextmanager
-def celery_worker(folder, store, *options, prefix, broker=None, queue=None):
+def celery_worker(folder, store, *options, prefix, broker=None, queue=None, heartbeat=30):
     """Start a worker that is ready when the block begins, and end it after the block."""
     log = Path(folder) / f"worker-{time.monotonic_ns()}.log"
     environment = {
@@ -55,6 +55,7 @@ def celery_worker(folder, store, *options, prefix, broker=None, queue=None):
         "DJANGO_SETTINGS_MODULE": "tests.contrib.celery.settings",
         "TEST_STORE": store,
         "TEST_PREFIX": prefix,
+        "TEST_HEARTBEAT": str(heartbeat),
         **({"TEST_BROKER": broker} if broker else {}),
         **({"TEST_QUEUE": queue} if queue else {}),
     }

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from asyncio.events import _get_running_loop
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import current_task
+from django.db import connections
 
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.celery.messages import task_of_message
@@ -23,7 +27,11 @@ from workflow_storage.recorder import describe_error
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workflow_storage.base import StorageBackend
+
+_T = TypeVar("_T")
 
 NOT_SENT = "The message of the task could not be sent to the broker."
 TRIED_AGAIN = "The task asked to be tried again."
@@ -52,8 +60,12 @@ def before_task_publish(
     sender: str, headers: dict[str, Any], body: Any, routing_key: str, **kwargs: Any
 ) -> None:
     """Store a run that waits."""
-    if "id" in headers:  # which it is not in protocol 1; the run begins with the task then
-        _about_to_send(str(headers["id"]), headers, body, routing_key)
+    if "id" not in headers:  # as in protocol 1; the run begins with the task then
+        return
+    fail_unsent()
+    _sending.message = outside_of_event_loops(
+        lambda: _about_to_send(str(headers["id"]), headers, body, routing_key)
+    )
 
 
 def after_task_publish(sender: str, headers: dict[str, Any], **kwargs: Any) -> None:
@@ -72,7 +84,25 @@ def fail_unsent() -> None:
     """Fail the run of what was to be sent last in this thread, and was not."""
     message, _sending.message = _sending.message, None
     if message is not None and message.is_stored:
-        _fail(message.run_id, message.backend)
+        outside_of_event_loops(lambda: _fail(message.run_id, message.backend))
+
+
+def outside_of_event_loops(call: Callable[[], _T]) -> _T:
+    """Return what a call returns, which uses a database: not in a thread where an event loop runs.
+
+    Celery itself sends what async code has it send, and blocks the loop for as long.
+    """
+    if _get_running_loop() is None:
+        return call()
+
+    def called() -> _T:
+        try:
+            return call()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, called).result()
 
 
 @tasks.logs_errors
@@ -84,11 +114,12 @@ def _fail(run_id: str, backend: StorageBackend) -> None:
 
 
 @tasks.logs_errors
-def _about_to_send(task_id: str, headers: dict[str, Any], body: Any, routing_key: str) -> None:
-    fail_unsent()
+def _about_to_send(
+    task_id: str, headers: dict[str, Any], body: Any, routing_key: str
+) -> _Message | None:
     options = options_of(headers["task"])
     if not options.record:
-        return
+        return None
     backend = project_backend()
     message = _Message(tasks.run_id_of(task_id), backend)
     is_retry = bool(headers.get("retries"))
@@ -101,7 +132,7 @@ def _about_to_send(task_id: str, headers: dict[str, Any], body: Any, routing_key
         _sends_itself_again(task_id, headers)
     elif task is not None:
         tasks.enqueue(task, backend, again=True)
-    _sending.message = message
+    return message
 
 
 @tasks.logs_errors
