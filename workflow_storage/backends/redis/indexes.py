@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from workflow_storage.backends.redis import scripts
-from workflow_storage.backends.redis.records import read_runs, run_from
+from workflow_storage.backends.redis.records import STARTED_AT, read_runs, run_from
 from workflow_storage.backends.redis.repository import call, time_text
 from workflow_storage.backends.redis.scripts import TIME_LENGTH, Call
 from workflow_storage.exceptions import StorageError
@@ -99,7 +99,7 @@ class NewestRuns:
         runs = []
         for entry, (start, run_id), values in zip(entries, parsed, replies, strict=True):
             run = run_from(run_id, values)
-            if run is None or time_text(run.started_at).encode() != start:
+            if run is None or values[STARTED_AT] != start:
                 yield from self._clean(entry)
             elif self._filters.matches(run):
                 runs.append(run)

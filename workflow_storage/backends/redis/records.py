@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FIELDS = RUN_FIELDS[1:]
 """The fields in the hash of a run; the id is in its key."""
 
+STARTED_AT = FIELDS.index("started_at")
+"""Its place among them."""
+
 # So redis-py need not encode them for each run that is read.
 _ENCODED_FIELDS = tuple(name.encode() for name in FIELDS)
 
