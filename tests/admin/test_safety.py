@@ -9,7 +9,7 @@ from django.contrib.auth.models import Permission
 from django.urls import reverse
 
 from tests.admin.conftest import RUNS, page_of
-from workflow_storage import ExecutionState
+from workflow_storage import ExecutionState, create_storage_backend
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -163,6 +163,38 @@ def test_no_lookup_and_no_search_tells_a_masked_value_from_another(user_with, ru
                 assert ours == theirs, probe
             else:
                 assert right.status_code in (302, 400), probe
+
+
+@pytest.mark.parametrize("store", ["default", "memory://labels"])
+def test_a_label_that_is_a_secret_is_hidden_and_finds_nothing(
+    user_with, admin_client, settings, store
+):
+    settings.WORKFLOW_STORAGE = store
+    run = stored_run(
+        create_storage_backend(store), labels={"api_key": SECRET, "tenant": "acme"}, status="failed"
+    )
+    client = user_with("view_workflowrun", "view_executionstate", "change_workflowrun")
+    name = "admin:workflow_storage_run_{}"
+    for url in (
+        reverse(RUNS),
+        page_of(run),
+        reverse(name.format("live"), args=[run.pk]),
+        reverse(name.format("file"), args=[run.pk]),
+    ):
+        text = client.get(url).content.decode()
+        assert "api_key" in text, url
+        assert "acme" in text, url
+        assert SECRET not in text, url
+        assert SECRET in admin_client.get(url).content.decode(), url
+
+    for parameters, found in (({"label": "api_key={}"}, 1), ({"q": "api_key={}"}, 0)):
+        for value in (SECRET, "other"):
+            asked = {key: text.format(value) for key, text in parameters.items()}
+            page = client.get(reverse(RUNS), asked)
+            assert len(page.context["cl"].result_list) == found
+            assert "The label api_key is hidden from you" in page.content.decode()
+    asked = {"label": f"api_key={SECRET}"}
+    assert len(admin_client.get(reverse(RUNS), asked).context["cl"].result_list) == 1
 
 
 def test_markup_stays_text_wherever_it_comes_from(user_with, backend):

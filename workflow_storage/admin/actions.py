@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from workflow_storage.admin.chosen import ChosenRuns
+    from workflow_storage.admin.masking import Mask
     from workflow_storage.admin.run_actions import RunAction
     from workflow_storage.base import StorageBackend
     from workflow_storage.models import WorkflowRun
@@ -125,6 +126,8 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
 
         @property
         def store(self) -> StorageBackend: ...
+
+        def mask(self, request: HttpRequest) -> Mask: ...
 
     actions: Any = tuple(RUN_ACTIONS)
     action_template = "admin/workflow_storage/action_confirmation.html"
@@ -291,7 +294,7 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def _understands_all(self, request: HttpRequest) -> bool:
         """Whether all filters in the address tell which runs are meant."""
-        asked = selection_of(request.GET)
+        asked = selection_of(request.GET, self.mask(request))
         if self.store.alias is not None:
             return not asked.problems
         changelist: Any = self.get_changelist_instance(request)

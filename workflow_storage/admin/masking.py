@@ -145,8 +145,15 @@ def mask_for(request: HttpRequest, extra: Iterable[str] = ()) -> Mask:
     Raises:
         ImproperlyConfigured: if `WORKFLOW_STORAGE_SECRETS` is no list of texts.
     """
-    if request.user.has_perm(PERMISSION):
-        return NO_MASK
+    return NO_MASK if request.user.has_perm(PERMISSION) else mask_for_all(extra)
+
+
+def mask_for_all(extra: Iterable[str] = ()) -> Mask:
+    """Return what hides secrets from those who may not see them, as in what is read by many.
+
+    Raises:
+        ImproperlyConfigured: if `WORKFLOW_STORAGE_SECRETS` is no list of texts.
+    """
     return Mask((*SECRETS, *_configured_secrets(), *extra))
 
 

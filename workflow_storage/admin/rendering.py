@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import npgettext_lazy
@@ -161,16 +162,17 @@ def labels_block(labels: Mapping[str, str], urls: Mapping[str, str]) -> SafeStri
     """Return labels, each a link to the runs that have it.
 
     Args:
-        labels: names and texts.
+        labels: names and texts, masked.
         urls: by name; a label without one is no link.
     """
+    shown = []
+    for name, value in labels.items():
+        link = format_html('<a href="{}"', urls[name]) if name in urls else mark_safe("<span")
+        end = mark_safe("</a>" if name in urls else "</span>")
+        text = value if len(value) <= 24 else f"{value[:23]}…"
+        shown.append((link, name, value, name, text, end))
     return format_html_join(
-        " ",
-        '<a class="workflow-storage-label" href="{}" title="{}={}"><b>{}</b> {}</a>',
-        (
-            (urls.get(name, ""), name, value, name, value if len(value) <= 24 else f"{value[:23]}…")
-            for name, value in labels.items()
-        ),
+        " ", '{} class="workflow-storage-label" title="{}={}"><b>{}</b> {}{}', shown
     )
 
 

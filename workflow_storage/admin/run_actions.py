@@ -19,6 +19,7 @@ from django.utils.html import escape
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy, pgettext_lazy
 
+from workflow_storage.admin.masking import MASKED, mask_for_all
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_COUNT, MAX_LABEL_NAME, MAX_LABEL_VALUE
 
@@ -262,7 +263,7 @@ class AddLabel(RunAction):
         if run.labels.get(name) == value:
             return Outcome.UNCHANGED, ""
         store.runs.update(run.id, add_labels={name: value})
-        return Outcome.DONE, _("Added the label %(label)s.") % {"label": f"{name}={value}"}
+        return Outcome.DONE, _("Added the label %(label)s.") % {"label": _logged(name, value)}
 
 
 class RemoveLabel(RunAction):
@@ -289,8 +290,13 @@ class RemoveLabel(RunAction):
         if name not in run.labels:
             return Outcome.UNCHANGED, ""
         store.runs.update(run.id, remove_labels=[name])
-        label = f"{name}={run.labels[name]}"
+        label = _logged(name, run.labels[name])
         return Outcome.DONE, _("Removed the label %(label)s.") % {"label": label}
+
+
+def _logged(name: str, value: str) -> str:
+    """Return a label as the admin's log has it, which those may read who see no secrets."""
+    return f"{name}={MASKED if mask_for_all().hides(name) else value}"
 
 
 class ExportRuns(RunAction):

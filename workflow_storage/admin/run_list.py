@@ -14,7 +14,13 @@ from workflow_storage.admin import selection
 from workflow_storage.admin.changelist import AFTER, BEFORE, COUNTED, KeysetAdmin, KeysetChangeList
 from workflow_storage.admin.chosen import RunsOfStore
 from workflow_storage.admin.rendering import count_text
-from workflow_storage.admin.selection import ORDER, ORDERS, Selection, selection_of
+from workflow_storage.admin.selection import (
+    ORDER,
+    ORDERS,
+    Selection,
+    hidden_label,
+    selection_of,
+)
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
 from workflow_storage.backends.orm.names import LAST, workflow_names
 from workflow_storage.backends.orm.run_rows import RunRows
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest
 
+    from workflow_storage.admin.masking import Mask
     from workflow_storage.base import StorageBackend
     from workflow_storage.models import WorkflowRun
 
@@ -69,7 +76,12 @@ class RunChangeList(KeysetChangeList):
     not_looked_up: ClassVar[tuple[str, ...]] = (*KeysetChangeList.not_looked_up, ORDER)
 
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
-        self.selection: Selection = selection_of(request.GET)
+        self._request = request
+        # Where it stands among the arguments is Django's business.
+        given = (*args, *kwargs.values())
+        model_admin: Any = next(one for one in given if isinstance(one, KeysetAdmin))
+        self._mask: Mask = model_admin.mask(request)
+        self.selection: Selection = selection_of(request.GET, self._mask)
         self.notes = [*self.selection.notes]
         self.searched = ""
         for problem in self.selection.problems:
@@ -131,11 +143,7 @@ class RunChangeList(KeysetChangeList):
         self._found = Q()
         if not term:
             return
-        name, equals, value = term.partition("=")
-        if equals and name and value:
-            self.searched = _("runs with the label %(label)s") % {"label": term}
-            labels = {**self.selection.filters.labels, name.strip(): value.strip()}
-            self._refine(labels=labels)
+        if self._search_by_label(term):
             return
         runs = self.root_queryset
         if is_possible_name("q", term, MAX_WORKFLOW_NAME) and self._search_by_beginning(term):
@@ -157,6 +165,19 @@ class RunChangeList(KeysetChangeList):
         self._found = Q(status="failed", error_message__icontains=term)
         for started_at in last:
             self._found &= Q(started_at__gt=started_at)
+
+    def _search_by_label(self, term: str) -> bool:
+        """Look for a label, if that is what is searched for."""
+        name, equals, value = term.partition("=")
+        if not (equals and name and value):
+            return False
+        if self._mask.hides(name.strip()):
+            messages.error(self._request, hidden_label(name.strip()))
+            self._refine(workflow_name=[])
+            return True
+        self.searched = _("runs with the label %(label)s") % {"label": term}
+        self._refine(labels={**self.selection.filters.labels, name.strip(): value.strip()})
+        return True
 
     def _search_by_beginning(self, term: str) -> bool:
         """Look for ids, and else for workflows, that begin so; and say whether there are any."""
@@ -342,10 +363,7 @@ class StoreRunChangeList(RunChangeList):
         self.searched_ids = None
         if not term:
             return
-        name, equals, value = term.partition("=")
-        if equals and name and value:
-            self.searched = _("runs with the label %(label)s") % {"label": term}
-            self._refine(labels={**self.selection.filters.labels, name.strip(): value.strip()})
+        if self._search_by_label(term):
             return
         if not is_possible_name("q", term, MAX_WORKFLOW_NAME):
             self._refine(workflow_name=[])

@@ -178,10 +178,11 @@ class RunPage:
         """The labels, each a link to the runs that have it."""
         base = self._admin.list_url()
         return labels_block(
-            self.run.labels,
+            self.mask.masked(self.run.labels),
             {
                 name: f"{base}{self._admin.query(selection.LABEL, f'{name}={value}')}"
                 for name, value in self.run.labels.items()
+                if not self.mask.hides(name)
             },
         )
 
@@ -237,7 +238,7 @@ class RunPage:
             run.duration_seconds,
             run.total_tokens,
             run.total_cost_usd,
-            run.labels,
+            self.mask.masked(run.labels),
             self.newest_step,
         )
         return blake2s(repr(shown).encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -191,7 +191,7 @@ class RunViews:
             raise PermissionDenied
         parameters = request.GET.copy()
         is_fragment = bool(parameters.pop("fragment", None))
-        asked = selection_of(parameters)
+        asked = selection_of(parameters, self.mask(request))
         context = {
             "overview": overview(self.store, asked, parameters, self.list_url()),
             "list_url": f"{self.list_url()}?{parameters.urlencode()}",

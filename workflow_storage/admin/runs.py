@@ -49,6 +49,7 @@ from workflow_storage.admin.run_list import (
 )
 from workflow_storage.admin.run_page import RunPage
 from workflow_storage.admin.run_views import RunViews
+from workflow_storage.admin.sections import sections_of
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.models import ExecutionState, WorkflowRun
 from workflow_storage.status import RunStatus
@@ -207,6 +208,7 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
             "title": str(run.workflow_name),
             "subtitle": None,
             "page": page,
+            "sections": sections_of(request, self.admin_site, run),
             **(extra_context or {}),
         }
         return super().change_view(request, object_id, form_url, context)
@@ -215,7 +217,9 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     def run(self, run: WorkflowRun) -> SafeString:
         """Show the workflow, the id and the labels."""
         url = self.url_of(run.pk)
-        labels = labels_block(run.labels, {name: self._labelled(name, run) for name in run.labels})
+        mask = self.viewer_of(run).mask
+        links = {name: self._labelled(name, run) for name in run.labels if not mask.hides(name)}
+        labels = labels_block(mask.masked(run.labels), links)
         return format_html(
             '<a class="workflow-storage-run" href="{}">{}</a> {}{}',
             url,
@@ -312,7 +316,8 @@ class WorkflowRunAdmin(RunViews, RunActions, ReadOnlyAdmin):
     @admin.display(description=_("labels"))
     def labels_text(self, run: WorkflowRun) -> str:
         """Show the labels."""
-        return ", ".join(f"{name}={value}" for name, value in run.labels.items()) or NOTHING
+        labels = self.viewer_of(run).mask.masked(run.labels)
+        return ", ".join(f"{name}={value}" for name, value in labels.items()) or NOTHING
 
     @admin.display(description=_("inputs"))
     def inputs_json(self, run: WorkflowRun) -> SafeString | str:

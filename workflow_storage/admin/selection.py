@@ -17,6 +17,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from workflow_storage.admin.masking import NO_MASK
 from workflow_storage.filters import valid_filters
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import in_project_time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from django.http import QueryDict
 
+    from workflow_storage.admin.masking import Mask
     from workflow_storage.base import RunFilters
     from workflow_storage.filters import ValidFilters
 
@@ -107,12 +109,17 @@ class Selection(NamedTuple):
         return condition
 
 
-def selection_of(parameters: QueryDict) -> Selection:
-    """Return what an address asks for; what cannot be understood is a problem, and left out."""
+def selection_of(parameters: QueryDict, mask: Mask = NO_MASK) -> Selection:
+    """Return what an address asks for; what cannot be understood is a problem, and left out.
+
+    Args:
+        parameters: of the address.
+        mask: hides labels by which no run may be found, or trying would tell what they are.
+    """
     problems: list[str] = []
     notes: list[str] = []
     given: dict[str, Any] = {}
-    _add_simple(parameters, given, problems)
+    _add_simple(parameters, given, problems, mask)
     after = _moment(parameters, SINCE, problems)
     before = _moment(parameters, UNTIL, problems)
     slower, costlier = (_number(parameters, name, problems) for name in (SLOWER, COSTLIER))
@@ -164,7 +171,9 @@ def selection_of(parameters: QueryDict) -> Selection:
     )
 
 
-def _add_simple(parameters: QueryDict, given: dict[str, Any], problems: list[str]) -> None:
+def _add_simple(
+    parameters: QueryDict, given: dict[str, Any], problems: list[str], mask: Mask
+) -> None:
     statuses = [status for status in parameters.getlist(STATUS) if status]
     unknown = [status for status in statuses if status not in RunStatus.values]
     if unknown:
@@ -181,7 +190,9 @@ def _add_simple(parameters: QueryDict, given: dict[str, Any], problems: list[str
     labels = {}
     for text in filter(None, parameters.getlist(LABEL)):
         name, equals, value = text.partition("=")
-        if equals and name and value:
+        if equals and name and value and mask.hides(name):
+            problems.append(hidden_label(name))
+        elif equals and name and value:
             labels[name] = value
         else:
             problems.append(_("%(given)s: no label. Write name=value.") % {"given": text})
@@ -191,6 +202,13 @@ def _add_simple(parameters: QueryDict, given: dict[str, Any], problems: list[str
         given["parent_id"] = parameters[PARENT]
     if _is_yes(parameters, WAITING, problems):
         given["waiting"] = True
+
+
+def hidden_label(name: str) -> str:
+    """Say why no run is found by a label."""
+    return _("The label %(name)s is hidden from you, so no run can be found by it.") % {
+        "name": name
+    }
 
 
 def _is_yes(parameters: QueryDict, name: str, problems: list[str]) -> bool:
