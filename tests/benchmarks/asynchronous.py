@@ -32,23 +32,24 @@ def run(*, quick: bool) -> None:
     with samples.postgres_url() as url:
         if url is None:
             return
-        ours = create_storage_backend(StorageConfig(backend=url, async_connections=CONNECTIONS))
-        try:
-            _compare(ours, url, saves)
-        finally:
-            forget(ours.runs.alias)
+        for connections, compare in ((AGENTS, _beside_threads), (CONNECTIONS, _beside_pools)):
+            config = StorageConfig(backend=url, async_connections=connections)
+            ours = create_storage_backend(config)
+            try:
+                times = Report(
+                    f"Async: {AGENTS} agents with {saves} saves each on PostgreSQL, "
+                    f"{connections} connections on each side, time in all"
+                )
+                compare(times, ours, url, saves)
+                times.print()
+            finally:
+                forget(ours.runs.alias)
 
 
-def _compare(ours: StorageBackend, url: str, saves: int) -> None:
-    times = Report(f"Async: {AGENTS} agents with {saves} saves each on PostgreSQL, time in all")
+def _beside_threads(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
     taken, latencies, blocked = asyncio.run(_ours(ours, saves))
     in_threads, latencies_in_threads = _in_threads(ours, saves)
     times.add("asave_state", taken, f"save_state in {AGENTS} threads", in_threads, 1 / 0.9)
-    langgraph = asyncio.run(_langgraph(url, saves))
-    if langgraph is not None:
-        times.add("asave_state", taken, "langgraph async postgres put", langgraph, 1 / 1.2)
-    plain = asyncio.run(_psycopg(ours, url, saves))
-    times.add("asave_state", taken, "psycopg async, one statement", plain, 1 / 0.6)
     times.add(
         "median latency",
         statistics.median(latencies),
@@ -57,7 +58,16 @@ def _compare(ours: StorageBackend, url: str, saves: int) -> None:
         2,
     )
     times.add("longest the loop was blocked", blocked, "10 ms", 0.01, 1)
-    times.print()
+
+
+def _beside_pools(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
+    taken, _, blocked = asyncio.run(_ours(ours, saves))
+    langgraph = asyncio.run(_langgraph(url, saves))
+    if langgraph is not None:
+        times.add("asave_state", taken, "langgraph async postgres put", langgraph, 1 / 1.2)
+    plain = asyncio.run(_psycopg(ours, url, saves))
+    times.add("asave_state", taken, "psycopg async, one statement", plain, 1 / 0.6)
+    times.add("longest the loop was blocked", blocked, "10 ms", 0.01, 1)
 
 
 async def _all(save: Save, saves: int) -> tuple[float, list[float]]:
