@@ -3,9 +3,10 @@
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 
 from workflow_storage import RunLostError, StatusConflictError, current_run, record_run
 from workflow_storage.contrib import tasks
@@ -282,6 +283,21 @@ class TestTransactions:
             tasks.enqueue(TASK, sql_backend)
 
         assert sql_backend.runs.get("task-1").status == "pending"
+
+    @pytest.mark.parametrize("exc", [None, ValueError("bad")])
+    def test_one_that_broke_the_callers_transaction_is_left_nevertheless(self, sql_backend, exc):
+        alias = sql_backend.alias
+        finish = tasks.logs_errors(tasks.finish)
+        with transaction.atomic(using=alias):
+            tasks.start(TASK, sql_backend)
+            with suppress(DatabaseError), connections[alias].cursor() as cursor:
+                cursor.execute("SELECT * FROM no_such_table")
+            transaction.set_rollback(True, using=alias)
+            finish("task-1", exc=exc)
+            with pytest.raises(LookupError):
+                current_run()
+
+        assert sql_backend.runs.get("task-1") is None
 
 
 def test_what_a_receiver_raises_is_logged_with_its_traceback(caplog):

@@ -196,7 +196,7 @@ def start(task: Task, backend: StorageBackend, heartbeat: float | None = HEARTBE
     recording = Recording(_Attempt(task), None, backend, heartbeat)
     with keeping_transaction(backend):
         run = recording.__enter__()
-    _recorded[task.run_id, threading.get_ident()] = _Recorded(recording, run)
+        _recorded[task.run_id, threading.get_ident()] = _Recorded(recording, run)
     return run
 
 
@@ -220,11 +220,16 @@ def finish(task_id: str, *, outputs: Any = None, exc: BaseException | None = Non
     found = _recorded.pop((run_id_of(task_id), threading.get_ident()), None)
     if found is None:
         return False
+    recording, run = found
     if outputs is not None:
-        found.run.outputs = outputs
-    found.run.outputs = storable("outputs", found.run.outputs, task_id)
-    with keeping_transaction(found.run.backend):
-        found.recording.__exit__(None if exc is None else type(exc), exc, None)
+        run.outputs = outputs
+    run.outputs = storable("outputs", run.outputs, task_id)
+    try:
+        with keeping_transaction(run.backend):
+            recording.__exit__(None if exc is None else type(exc), exc, None)
+    finally:
+        # Also where the transaction is broken already: nobody else is to find this run around.
+        recording.leave(run.status)
     return True
 
 
