@@ -2,12 +2,20 @@
 
 import copy
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workflow_storage.diff import Change, TextLine, diff, path_text, text_lines
+from workflow_storage.diff import (
+    Change,
+    TextLine,
+    diff,
+    path_text,
+    text_difference,
+    text_lines,
+)
 from workflow_storage.testing.values import any_text, in_json, json_values
 
 nested_dicts = st.recursive(
@@ -290,3 +298,30 @@ def test_a_changed_line_among_many_is_found():
         "added",
         "removed",
     ]
+
+
+@given(
+    before=st.lists(st.sampled_from("abcd"), max_size=30),
+    after=st.lists(st.sampled_from("abcd"), max_size=30),
+    limit=st.integers(0, 40),
+)
+def test_the_first_lines_of_a_difference_are_those_of_all(before, after, limit):
+    before, after = "\n".join(before), "\n".join(after)
+    lines = text_lines(before, after)
+
+    found = text_difference(before, after, limit=limit)
+
+    assert found.lines == lines[:limit]
+    assert len(found.lines) + found.more == len(lines)
+    kinds = Counter(line.kind for line in lines)
+    assert (found.added, found.removed) == (kinds["added"], kinds["removed"])
+
+
+def test_texts_of_very_many_lines_are_one_block_between_what_they_share():
+    before = "\n".join(["head", *"ab" * 100_000, "foot"])
+    after = "\n".join(["head", *"ba" * 100_000, "foot"])
+
+    found = text_difference(before, after, limit=3)
+
+    assert [line.kind for line in found.lines] == ["same", "removed", "removed"]
+    assert (found.added, found.removed) == (200_000, 200_000)

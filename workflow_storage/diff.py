@@ -6,6 +6,7 @@ Pure, in time that is bounded by the size of the values, and at any depth of nes
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
 from collections import Counter
 from difflib import SequenceMatcher
@@ -21,6 +22,9 @@ _WITH_OWN_IDENTITY = frozenset({str, int})
 _MAX_COMPARED = 40_000
 """Pairs of items up to which difflib, whose worst case is cubic, aligns a block."""
 _MAX_COMPARED_IN_ALL = 1_000_000
+
+_MAX_LINES = 300_000
+"""Lines of two texts together, without what both begin and end with, of which more are not aligned."""
 
 
 class Change(NamedTuple):
@@ -52,6 +56,16 @@ class TextLine(NamedTuple):
     kind: Literal["same", "added", "removed", "gap"]
     text: str
     """The line without its line feed; of a gap, how many lines it leaves out, as digits."""
+
+
+class TextDifference(NamedTuple):
+    """The difference between two texts."""
+
+    lines: list[TextLine]
+    more: int
+    """Lines that it has beyond these."""
+    added: int
+    removed: int
 
 
 class _Block(NamedTuple):
@@ -103,27 +117,55 @@ def text_lines(before: str, after: str, *, context: int = 3) -> list[TextLine]:
         after: the later text.
         context: lines around each change to keep. What is between them becomes one gap.
     """
+    return text_difference(before, after, context=context).lines
+
+
+def text_difference(
+    before: str, after: str, *, context: int = 3, limit: int | None = None
+) -> TextDifference:
+    """Return the first lines of the difference between two texts, and how many there are.
+
+    Args:
+        before: the earlier text.
+        after: the later text.
+        context: lines around each change to keep. What is between them becomes one gap.
+        limit: lines to return at most; None for all.
+    """
     old, new = before.split("\n"), after.split("\n")
     lines: list[TextLine] = []
-    done = 0
-    for block in _Aligner().blocks(old, new):
-        lines += _unchanged(old[done : block.start], context if lines else 0, context)
-        lines += [TextLine("removed", line) for line in old[block.start : block.end]]
-        lines += [TextLine("added", line) for line in new[block.new_start : block.new_end]]
-        done = block.end
-    return lines + _unchanged(old[done:], context, 0) if lines else []
+    added = removed = total = done = 0
 
+    def add(
+        kind: Literal["same", "added", "removed"], some: list[str], start: int, end: int
+    ) -> None:
+        nonlocal total
+        total += end - start
+        last = end if limit is None else min(end, start + limit - len(lines))
+        lines.extend(TextLine(kind, line) for line in some[start:last])
 
-def _unchanged(lines: list[str], first: int, last: int) -> list[TextLine]:
-    """Return so many of the first and the last lines, and a gap for more than one between them."""
-    left_out = len(lines) - first - last
-    if left_out <= 1:
-        return [TextLine("same", line) for line in lines]
-    return [
-        *(TextLine("same", line) for line in lines[:first]),
-        TextLine("gap", str(left_out)),
-        *(TextLine("same", line) for line in lines[len(lines) - last :]),
-    ]
+    def add_unchanged(start: int, end: int, first: int, last: int) -> None:
+        """Add so many of the first and the last lines, and a gap for more than one between them."""
+        nonlocal total
+        left_out = end - start - first - last
+        if left_out <= 1:
+            add("same", old, start, end)
+            return
+        add("same", old, start, start + first)
+        total += 1
+        if limit is None or len(lines) < limit:
+            lines.append(TextLine("gap", str(left_out)))
+        add("same", old, end - last, end)
+
+    for block in _Aligner(_MAX_LINES).blocks(old, new):
+        add_unchanged(done, block.start, context if total else 0, context)
+        size, new_size = block.end - block.start, block.new_end - block.new_start
+        add("removed", old, block.start, block.end)
+        add("added", new, block.new_start, block.new_end)
+        removed, added, done = removed + size, added + new_size, block.end
+    if not total:
+        return TextDifference([], 0, 0, 0)
+    add_unchanged(done, len(old), context, 0)
+    return TextDifference(lines, total - len(lines), added, removed)
 
 
 def _changes(before: Any, after: Any) -> Iterator[Change]:
@@ -222,12 +264,17 @@ class _Aligner:
     while that is small; what is too large for that stays one block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = math.inf) -> None:
+        """Align no sequences that have more items than `most` beside what they begin and end with."""
         self._effort = _MAX_COMPARED_IN_ALL
+        self._most = most
 
     def blocks(self, before: Sequence[Hashable], after: Sequence[Hashable]) -> Iterator[_Block]:
         """Yield the blocks that differ, in their order."""
         whole = _trimmed(before, after, _Block(0, len(before), 0, len(after)))
+        if whole.end - whole.start + whole.new_end - whole.new_start > self._most:
+            yield whole
+            return
         start, new_start = whole.start, whole.new_start
         for anchor, new_anchor in [*_anchors(before, after, whole), (whole.end, whole.new_end)]:
             block = _trimmed(before, after, _Block(start, anchor, new_start, new_anchor))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections import Counter
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from workflow_storage.admin.rendering import count_text
-from workflow_storage.diff import Change, TextLine, diff, path_text, text_lines
+from workflow_storage.diff import Change, TextLine, diff, path_text, text_difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +104,7 @@ def _rows(changes: list[Change], mask: Mask) -> Iterator[_Row]:
                 yield _row_of_secret(secret, change)
         elif shown < _TEXTS_LENGTH and _is_long_text(change):
             texts += 1
-            row = _row_of_texts(change, mask, is_open=texts <= _OPEN_TEXTS)
+            row = _row_of_texts(change, is_open=texts <= _OPEN_TEXTS)
             shown += sum(len(line.text) for line in row.lines or ())
             yield row
         else:
@@ -168,27 +167,21 @@ def _is_long_text(change: Change) -> bool:
     )
 
 
-def _row_of_texts(change: Change, mask: Mask, *, is_open: bool) -> _Row:
-    lines = text_lines(mask.masked(change.before), mask.masked(change.after))
-    kinds = Counter(line.kind for line in lines)
+def _row_of_texts(change: Change, *, is_open: bool) -> _Row:
+    # A text itself is no secret, for its key is none.
+    found = text_difference(change.before, change.after, limit=_LINES)
+    lines = [_line(line) for line in _excerpts(found.lines)]
+    if found.more:
+        text = ngettext("%(count)s more line", "%(count)s more lines", found.more)
+        lines.append(_Line("gap", f"… {text % {'count': count_text(found.more)}}"))
     return _Row(
         change.kind,
         _path(change.path),
-        lines=_lines(lines),
+        lines=lines,
         summary=_("Lines: %(added)s added, %(removed)s removed")
-        % {name: count_text(kinds[name]) for name in ("added", "removed")},
+        % {"added": count_text(found.added), "removed": count_text(found.removed)},
         is_open=is_open,
     )
-
-
-def _lines(lines: list[TextLine]) -> list[_Line]:
-    """Return the lines of the difference between two texts, cut to what a page can hold."""
-    more = len(lines) - _LINES
-    shown = [_line(line) for line in _excerpts(lines[:_LINES])]
-    if more > 0:
-        text = ngettext("%(count)s more line", "%(count)s more lines", more)
-        shown.append(_Line("gap", f"… {text % {'count': count_text(more)}}"))
-    return shown
 
 
 def _line(line: TextLine) -> _Line:
