@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
-from django.db.models import OuterRef, Subquery
+from django.db.models import Min, OuterRef, Subquery
 from django.http import Http404, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
@@ -235,16 +237,14 @@ class RunViews:
     def state_view(self, request: HttpRequest, object_id: str, step: int) -> HttpResponse:
         """Show the state at a step: after, before, and what the node changed."""
         run = self._run(request, object_id, states=True)
-        states, mask = self.store.states, self.mask(request)
-        steps = list(states.iter_steps(run.pk))
-        numbers = [one["step"] for one in steps]
+        mask = self.mask(request)
         after, damage = self._state(run, step)
         if after is None and not damage:
             raise Http404(_("There is no such step."))
         before, lost = self._state(run, step - 1) if step else (None, "")
         if step and before is None and not lost:
             lost = _("The step before was deleted.")
-        place = numbers.index(step) if step in numbers else None
+        first, last = self._first_and_last_step(run) or (step, step)
         context = {
             **self._context(
                 request, run, _("Step %(step)s of %(run)s") % {"step": step, "run": run}
@@ -256,10 +256,11 @@ class RunViews:
             "tokens": tokens_text(after["tokens"]) if after else "",
             "cost": cost_text(after["cost_usd"]) if after else "",
             "size": count_text(json_size(after["state_data"])) if after else "",
-            "first": numbers[0] if numbers else 0,
-            "last": numbers[-1] if numbers else 0,
-            "previous_url": self._beside(run, numbers, place, -1),
-            "next_url": self._beside(run, numbers, place, +1),
+            "first": first,
+            "last": last,
+            # Steps have no gaps; what is deleted are the first ones.
+            "previous_url": self.view_url("state", run.pk, step - 1) if first < step else "",
+            "next_url": self.view_url("state", run.pk, step + 1) if step < last else "",
             "slider_url": self.view_url("states", run.pk),
             "damage": damage,
             "is_first": not step,
@@ -287,12 +288,18 @@ class RunViews:
         url = self.view_url("state_file", run.pk, checkpoint["step"])
         return json_tree(checkpoint["state_data"], mask=mask, download_url=url, name=_("state"))
 
-    def _beside(
-        self, run: WorkflowRun, numbers: list[int], place: int | None, distance: int
-    ) -> str:
-        if place is None or not 0 <= place + distance < len(numbers):
-            return ""
-        return self.view_url("state", run.pk, numbers[place + distance])
+    def _first_and_last_step(self, run: WorkflowRun) -> tuple[int, int] | None:
+        """Return the first and the last step that there are, without keeping those between."""
+        if self.store.alias is None:
+            steps = iter(self.store.states.iter_steps(run.pk))
+            ends = [*islice(steps, 1), *deque(steps, maxlen=1)]
+            return (ends[0]["step"], ends[-1]["step"]) if ends else None
+        newest = self.newest_step(run)
+        if newest is None:
+            return None
+        states = ExecutionState._base_manager.using(configured_alias()).filter(run_id=run.pk)
+        first: int | None = states.aggregate(first=Min("step"))["first"]
+        return newest["step"] if first is None else first, newest["step"]
 
     def state_file_view(self, request: HttpRequest, object_id: str, step: int) -> HttpResponse:
         """Send the state at a step as a file, without secrets for who may not see them."""
