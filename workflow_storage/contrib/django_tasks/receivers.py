@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # Of django.tasks, or of the backport.
 TaskResult: TypeAlias = Any
 
+BACKEND_LABEL = "task_backend"
+"""The label that tells the name of the backend of a task."""
+
 SETTING = "WORKFLOW_STORAGE_DJANGO_TASKS"
 
 _LIBRARIES = ("django.tasks", "django_tasks")
@@ -140,7 +143,7 @@ def _task(task_id: str, task_result: TaskResult, options: TaskOptions) -> tasks.
         {
             "queue": str(task.queue_name),
             "priority": str(task.priority),
-            "task_backend": str(task_result.backend),
+            BACKEND_LABEL: str(task_result.backend),
         },
     )
 
