@@ -69,6 +69,8 @@ class Dialect:
     """Whether the values of an INSERT can read the table that it inserts into."""
     updates_within: bool = False
     """Whether a statement can update one table and insert into another (WITH)."""
+    tells_last_id: bool = True
+    """Whether a cursor tells the id of the row that it inserted, if the statement returns nothing."""
     names_places: bool = False
     """Whether Django fills places in SQL in faster when they have names."""
     binds_on_server: bool = False
@@ -324,6 +326,7 @@ _DIALECTS = {
         binds_on_server=True,
         joins_texts=True,
         has_lateral=True,
+        tells_last_id=False,
         updates_within=True,
         has_broken=_is_closed,
     ),

@@ -184,7 +184,8 @@ class DjangoStateWriter(StateWriter):
         locks_rows = rows.connection.features.has_select_for_update
         if checkpoint.is_noted:
             rows.note_checkpoint(self.run_id, checkpoint)  # which locks the run
-            if small and self._chain.next_step is not None:
+            tells_id = dialect_of(rows.connection).tells_last_id
+            if small and tells_id and self._chain.next_step is not None:
                 mark = rows.insert_expected(self.run_id, self._chain.next_step, checkpoint)
                 if mark is not None:
                     return self._chain.next_step, mark
