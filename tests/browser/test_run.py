@@ -215,10 +215,40 @@ def test_the_path_of_a_value_is_copied(opened, stored):
         "[data-path='items[2]'] > details > summary .workflow-storage-tree-preview"
     ).click()
 
-    page.locator("[data-path='items[2].n'] .workflow-storage-tree-key").click()
+    row = page.locator("[data-path='items[2].n']")
+    row.hover()
+    row.get_by_role("button", name="Copy items[2].n").click()
 
     page.get_by_role("status").filter(has_text="Copied: items[2].n").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "items[2].n"
+    check(page)
+
+
+def test_the_path_of_a_value_is_copied_with_keys(opened, stored):
+    page = opened(page_of(stored.failed), permissions=CLIPBOARD)
+    tree = page.locator(".workflow-storage-tree").filter(has=page.locator("[data-path=items]")).first
+    page.keyboard.press("Tab")
+    tree.locator("summary").first.focus()
+
+    page.keyboard.press("Tab")
+    rows = tree.locator("> div > details > ul > li")
+    assert rows.nth(0).get_by_role("button").first.evaluate("it => it === document.activeElement")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+
+    path = rows.nth(1).get_attribute("data-path")
+    page.get_by_role("status").filter(has_text=f"Copied: {path}").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == path
+    check(page)
+
+
+def test_the_key_of_a_row_folds_it(opened, stored):
+    page = opened(page_of(stored.failed))
+    items = page.locator("[data-path=items] > details").first
+
+    items.locator("> summary .workflow-storage-tree-key").click()
+
+    assert items.get_attribute("open") is not None
     check(page)
 
 

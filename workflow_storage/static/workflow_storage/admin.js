@@ -25,19 +25,65 @@
       button.addEventListener("click", () => copy(element.dataset.copy, button));
       element.after(button);
     }
-    for (const key of root.querySelectorAll(".workflow-storage-tree-key")) {
-      const path = key.closest("[data-path]")?.dataset.path;
-      if (path) key.title = copyWhat(path);
+    for (const tree of root.querySelectorAll(".workflow-storage-tree")) {
+      for (const details of tree.querySelectorAll("details[open]")) letCopyPaths(details);
+      stayReachable(tree);
     }
   }
 
-  // The key of a row of a tree copies where it is; what folds goes on folding by its sign and text.
+  // Each row of a tree that is seen has a button that copies where in the value it is. Of a tree one is
+  // reached by Tab, the others from there by the arrows up and down.
+  function letCopyPaths(details) {
+    for (const row of details.querySelectorAll(":scope > ul > [data-path]")) {
+      if (row.firstElementChild?.matches(".workflow-storage-copy-path")) continue;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.tabIndex = -1;
+      button.className = "workflow-storage-copy workflow-storage-copy-path";
+      button.title = copyWhat(row.dataset.path);
+      button.setAttribute("aria-label", button.title);
+      row.prepend(button);
+    }
+  }
+
+  function seenButtons(tree) {
+    const all = tree.querySelectorAll(".workflow-storage-copy-path");
+    return [...all].filter((button) => !button.closest("details:not([open])"));
+  }
+
+  function stayReachable(tree, chosen) {
+    const seen = seenButtons(tree);
+    const reached = chosen ?? seen.find((button) => button.tabIndex === 0) ?? seen[0];
+    for (const button of tree.querySelectorAll(".workflow-storage-copy-path[tabindex='0']")) {
+      button.tabIndex = -1;
+    }
+    if (reached) reached.tabIndex = 0;
+  }
+
+  document.addEventListener("toggle", (event) => {
+    const tree = event.target.closest?.(".workflow-storage-tree");
+    if (!tree) return;
+    if (event.target.open) letCopyPaths(event.target);
+    stayReachable(tree);
+  }, true);
+
   document.addEventListener("click", (event) => {
-    const key = event.target.closest?.(".workflow-storage-tree-key");
-    const path = key?.closest("[data-path]")?.dataset.path;
-    if (!path) return;
+    const button = event.target.closest?.(".workflow-storage-copy-path");
+    if (button) copy(button.closest("[data-path]").dataset.path, button);
+  });
+
+  document.addEventListener("focusin", (event) => {
+    const button = event.target.closest?.(".workflow-storage-copy-path");
+    if (button) stayReachable(button.closest(".workflow-storage-tree"), button);
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const button = event.target.closest?.(".workflow-storage-copy-path");
+    const distance = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!button || !distance) return;
+    const seen = seenButtons(button.closest(".workflow-storage-tree"));
+    seen[seen.indexOf(button) + distance]?.focus();
     event.preventDefault();
-    copy(path, key);
   });
 
   async function copy(text, where) {
