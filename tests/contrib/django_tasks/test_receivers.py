@@ -12,6 +12,7 @@ from django.test import override_settings
 from tests.contrib.django_tasks import sample_tasks
 from tests.settings import TASKS_LIBRARY
 from workflow_storage import create_storage_backend, record_run, resume_run
+from workflow_storage.contrib import tasks
 from workflow_storage.contrib.django_tasks.receivers import connect_receivers
 from workflow_storage.recorder.run import run_around
 
@@ -119,6 +120,22 @@ class TestWhatIsStored:
         assert (run.status, run.waiting_for) == ("pending", "approval by finance")
         with resume_run(result.id) as again:
             assert again.attempt == 2
+
+    def test_a_task_of_a_backend_that_sends_its_signals_from_an_event_loop_is_recorded(self, own):
+        result = sample_tasks.add_later.enqueue(1)
+
+        async def work():
+            await signals.task_started.asend(sender=None, task_result=result)
+            begun = await own.runs.aget(result.id)
+            object.__setattr__(result, "status", "SUCCESSFUL")
+            object.__setattr__(result, "_return_value", 1)
+            await signals.task_finished.asend(sender=None, task_result=result)
+            return begun
+
+        assert async_to_sync(work)().status == "running"
+        run = own.runs.get(result.id)
+        assert (run.status, run.outputs, run.attempt) == ("completed", 1, 1)
+        assert tasks.recorded(result.id) is None
 
 
 @in_project

@@ -15,6 +15,7 @@ from workflow_storage import create_storage_backend
 from workflow_storage.base import StorageBackend
 from workflow_storage.factory import forget
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 PATIENCE = 30
 HEARTBEAT = 0.2
@@ -179,7 +180,6 @@ def test_each_task_is_a_run_whose_duration_is_without_the_wait(site):
     assert "was not stored" not in output
 
 
-@pytest.mark.slow
 def test_a_task_of_a_killed_worker_goes_on_in_its_run_as_the_next_attempt(sql_site):
     site = sql_site
     (task_id,) = site.enqueue(f"two_steps.enqueue({str(site.folder)!r})")
@@ -202,7 +202,6 @@ def test_a_task_of_a_killed_worker_goes_on_in_its_run_as_the_next_attempt(sql_si
     assert runs.get(task_id).outputs == 2
 
 
-@pytest.mark.slow
 def test_a_worker_that_was_given_up_and_wakes_changes_nothing(site):
     (task_id,) = site.enqueue(f"two_steps.enqueue({str(site.folder)!r})")
     stopped = site.worker()
@@ -227,7 +226,6 @@ def test_a_worker_that_was_given_up_and_wakes_changes_nothing(site):
     assert site.results("exception_class_path") == ["workflow_storage.exceptions.RunLostError"]
 
 
-@pytest.mark.slow
 def test_a_task_that_runs_for_long_gives_signs_of_life(site):
     (task_id,) = site.enqueue(f"wait.enqueue({str(site.folder)!r})")
     worker = site.worker()
@@ -242,7 +240,6 @@ def test_a_task_that_runs_for_long_gives_signs_of_life(site):
     assert site.backend.runs.get(task_id).status == "completed"
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_twice_cancels_the_run(site):
     (task_id,) = site.enqueue(f"wait.enqueue({str(site.folder)!r})")
     worker = site.worker()
@@ -255,7 +252,6 @@ def test_a_worker_that_is_told_to_end_twice_cancels_the_run(site):
     assert site.backend.runs.get(task_id).status == "cancelled"
 
 
-@pytest.mark.slow
 def test_a_store_that_is_not_there_neither_fails_a_task_nor_ends_the_worker(site):
     site.environment["SITE_STORE"] = "redis://127.0.0.1:1/0"
     ids = site.enqueue("add.enqueue(2, b=3)", "add.enqueue(4)")
