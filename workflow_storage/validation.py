@@ -19,12 +19,14 @@ from workflow_storage.deltas import Chain, EncodedCheckpoint, base_step, is_delt
 from workflow_storage.exceptions import (
     InvalidFieldError,
     InvalidStatusError,
+    StorageError,
 )
 from workflow_storage.serialization import is_state_text, payload_json, state_text
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 
 if TYPE_CHECKING:
     from workflow_storage.base import Checkpoint
+    from workflow_storage.models import WorkflowRun
 
 MAX_RUN_ID = 36
 MAX_WORKFLOW_NAME = 256
@@ -353,6 +355,19 @@ def run_fields(run: object) -> dict[str, Any]:
     return {name: getattr(run, name) for name in RUN_FIELDS}
 
 
+def invalid_fields(run: WorkflowRun) -> list[tuple[str, Any]]:
+    """Return the fields of a run, with their values, that no run can have that was stored here."""
+    found = []
+    for name, check in _FIELDS.items():
+        value = getattr(run, name)
+        if value is not None or name in _NEVER_NONE:
+            try:
+                check(name, value)
+            except StorageError:
+                found.append((name, value))
+    return found
+
+
 def equal_runs(one: object, other: object) -> bool:
     """Whether all fields of two runs are equal, payloads as JSON: ``1`` is not ``1.0``."""
     ours, theirs = run_fields(one), run_fields(other)
@@ -542,6 +557,7 @@ _FIELDS: dict[str, Any] = {
     "labels": valid_labels,
 }
 RUN_FIELDS = tuple(_FIELDS)
+_NEVER_NONE = frozenset({"id", "workflow_name", "status", "started_at", "attempt", "labels"})
 
 _ATTEMPT_FIELDS: dict[str, Any] = {
     "number": lambda field, value: _count(field, value, minimum=1),

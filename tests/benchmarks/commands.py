@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management import call_command
 
-from tests.benchmarks import samples
+from tests.benchmarks import checking, samples
 from tests.benchmarks.measure import Report, console, medians
 from tests.benchmarks.scale import START, fill, memory_now, peak_memory
 from workflow_storage import StorageBackend, create_storage_backend
@@ -28,6 +28,7 @@ def run(*, quick: bool) -> None:
     with samples.postgres_url() as url:
         if url:
             _measure("PostgreSQL", url, size, quick=quick)
+    checking.run(quick=True)  # see LONG in __main__ for what is larger
 
 
 def _measure(name: str, url: str, size: int, *, quick: bool) -> None:

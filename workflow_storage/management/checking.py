@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.exceptions import DamagedStateError, RunNotFoundError, StorageError
+from workflow_storage.exceptions import DamagedStateError, RunNotFoundError
 from workflow_storage.management.readable import known_steps
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
-from workflow_storage.validation import equal_runs, run_fields, valid_fields
+from workflow_storage.validation import equal_runs, invalid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,17 +21,20 @@ TRIES = 3
 
 
 def problems_of(
-    backend: StorageBackend, run: WorkflowRun, count: Callable[[int], object]
+    backend: StorageBackend,
+    run: WorkflowRun,
+    damaged: list[tuple[str, Any]],
+    count: Callable[[int], object],
 ) -> list[str]:
     """Return what is wrong with a run.
 
     Args:
         backend: where it is.
         run: as it was read.
+        damaged: its `invalid_fields`.
         count: told how many states have been looked at.
     """
     for _ in range(TRIES):
-        damaged = damaged_fields(run)
         try:
             problems = [f"its {name} cannot be right: {value!r:.100}" for name, value in damaged]
             if not damaged:
@@ -46,21 +49,11 @@ def problems_of(
         if now is None:
             return []
         # NaN is not equal to itself.
-        if equal_runs(now, run) or (damaged and repr(damaged_fields(now)) == repr(damaged)):
+        damaged_now = invalid_fields(now)
+        if equal_runs(now, run) or (damaged and repr(damaged_now) == repr(damaged)):
             return problems
-        run = now
+        run, damaged = now, damaged_now
     return []  # it is being worked on, and is looked at the next time
-
-
-def damaged_fields(run: WorkflowRun) -> list[tuple[str, Any]]:
-    """Return the fields of a run, with their values, that no run can have that was stored here."""
-    damaged = []
-    for name, value in run_fields(run).items():
-        try:
-            valid_fields({name: value})
-        except StorageError:
-            damaged.append((name, value))
-    return damaged
 
 
 def _of_times(run: WorkflowRun) -> Iterator[str]:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.migrations.executor import MigrationExecutor
+from django.db.models import F
+from django.db.models.lookups import In
 
+from workflow_storage.backends.orm.compiled_queries import Parameter, Queries
 from workflow_storage.backends.orm.conditions import conditions_of, order_of, with_values
 from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.backends.orm.repository import DjangoRepository
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from django.db.models import Model
+    from django.db.models import Model, QuerySet
 
     from workflow_storage.backends.orm.async_threads import AsyncThreads
     from workflow_storage.filters import ValidFilters
@@ -60,6 +63,7 @@ class DatabaseCheck(DjangoRepository):
     ) -> None:
         super().__init__(alias, own_connection=own_connection, threads=threads)
         self._rows = RunRows(alias)
+        self._labels = Queries(WorkflowRunLabel, alias)
 
     @reading
     def tables(self) -> list[Damage]:
@@ -115,6 +119,8 @@ class DatabaseCheck(DjangoRepository):
 
     def labels(self, runs: Sequence[WorkflowRun], *, repair: bool) -> list[Damage]:
         """Return which of some runs have other labels than their rows say."""
+        if not runs:
+            return []
         rows = self._label_rows([run.id for run in runs])
         return [
             Damage(run.id, "its labels are not those of their index", repair)
@@ -125,10 +131,16 @@ class DatabaseCheck(DjangoRepository):
     @reading
     def _label_rows(self, run_ids: list[str]) -> defaultdict[str, _Rows]:
         found: defaultdict[str, _Rows] = defaultdict(dict)
-        rows = self._rows.labels.filter(run_id__in=run_ids)
-        for run_id, name, value, started_at in rows.values_list(
-            "run_id", "name", "value", "started_at"
-        ):
+        ids = {f"run_{number}": run_id for number, run_id in enumerate(run_ids)}
+
+        def rows() -> QuerySet[WorkflowRunLabel, Any]:
+            field = WorkflowRunLabel._meta.get_field("run")
+            wanted = In(F("run_id"), [Parameter(name, field) for name in ids])
+            labels = self._rows.labels.filter(wanted)
+            return labels.values_list("run_id", "name", "value", "started_at")
+
+        key = ("labels", len(run_ids))
+        for run_id, name, value, started_at in self._labels.rows(key, rows, keyed=False, **ids):
             found[run_id][name] = (value, started_at)
         return found
 

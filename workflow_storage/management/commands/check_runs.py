@@ -11,10 +11,11 @@ from workflow_storage.base import Damage
 from workflow_storage.exceptions import StorageError
 from workflow_storage.management.arguments import add_selection
 from workflow_storage.management.base import StorageCommand, selected
-from workflow_storage.management.checking import damaged_fields, problems_of
+from workflow_storage.management.checking import problems_of
 from workflow_storage.management.output import Record
 from workflow_storage.management.progress import LongCommand
 from workflow_storage.management.text import counted, one_line
+from workflow_storage.validation import invalid_fields
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -100,15 +101,18 @@ class Command(LongCommand, StorageCommand):
         with self.progress(total, options) as advance:
             try:
                 for page in selection.pages(backend):
+                    fields = [
+                        [] if isinstance(run, Damage) else invalid_fields(run) for run in page
+                    ]
                     # By what a damaged run has to be found, nobody can tell.
                     sound = [
                         run
-                        for run in page
-                        if not isinstance(run, Damage) and not damaged_fields(run)
+                        for run, damaged in zip(page, fields, strict=True)
+                        if not isinstance(run, Damage) and not damaged
                     ]
                     yield from backend.check_indexes(sound, repair=repair)
-                    for run in page:
-                        yield from self._damages_of(backend, run)
+                    for run, damaged in zip(page, fields, strict=True):
+                        yield from self._damages_of(backend, run, damaged)
                         self._runs += 1
                         advance(1)
                         if not isinstance(run, Damage) and isinstance(run.started_at, datetime):
@@ -116,11 +120,13 @@ class Command(LongCommand, StorageCommand):
             except StorageError as exc:
                 raise CommandError(f"{exc} {self._going_on()}") from exc
 
-    def _damages_of(self, backend: StorageBackend, run: WorkflowRun | Damage) -> Iterator[Damage]:
+    def _damages_of(
+        self, backend: StorageBackend, run: WorkflowRun | Damage, damaged: list[tuple[str, Any]]
+    ) -> Iterator[Damage]:
         if isinstance(run, Damage):
             yield run
             return
-        for problem in problems_of(backend, run, self._count_states):
+        for problem in problems_of(backend, run, damaged, self._count_states):
             yield Damage(run.id, problem)
 
     def _count_states(self, number: int) -> None:
