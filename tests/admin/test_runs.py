@@ -88,8 +88,8 @@ def test_the_page_of_a_run_takes_a_fixed_number_of_queries(
     admin_client.get(page_of(run))
 
     # session, user, the run twice, its neighbours, steps and that there are no more, the run's
-    # attempt and those before, the newest state and the one before it, children
-    with django_assert_num_queries(13):
+    # attempt and those before, the newest state and the one before it, children, checkpoints of graphs
+    with django_assert_num_queries(14):
         admin_client.get(page_of(run))
 
 

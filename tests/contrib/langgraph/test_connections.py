@@ -9,7 +9,7 @@ from django.db import connections, transaction
 from django.test import TestCase
 
 from tests.contrib.langgraph.graphs import counting, thread
-from workflow_storage import record_run
+from workflow_storage import WorkflowRun, record_run
 from workflow_storage.backends.orm.async_threads import ASYNC_CONNECTIONS
 from workflow_storage.contrib.langgraph import DjangoSaver, with_recording
 from workflow_storage.contrib.langgraph.models import GraphCheckpoint
@@ -144,3 +144,44 @@ class TestInTestCase(TestCase):
         await graph.ainvoke({"numbers": []}, thread())
 
         assert await GraphCheckpoint.objects.acount() == 6
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_a_graph_is_recorded_in_a_transaction(graph_store, durability):
+    graph = counting(DjangoSaver(graph_store), 12)
+    graph = with_recording(graph, workflow_name="recorded", backend=graph_store)
+
+    with transaction.atomic(graph_store.alias):
+        graph.invoke({"numbers": []}, thread(), durability=durability)
+        [run] = graph_store.runs.list_runs()
+        assert run.status == "completed"
+        assert sum(1 for _ in graph_store.states.iter_steps(run.id)) == 12
+        transaction.set_rollback(True, graph_store.alias)
+
+    assert graph_store.runs.list_runs() == []
+    assert not GraphCheckpoint.objects.using(graph_store.alias).exists()
+
+
+def test_nodes_in_a_transaction_use_the_database_before_the_saver_does(graph_store):
+    rows = WorkflowRun.objects.using(graph_store.alias)
+
+    def node(state):
+        for number in range(5):
+            with transaction.atomic(graph_store.alias), transaction.atomic(graph_store.alias):
+                rows.create(id=f"{len(state['numbers'])}-{number}", workflow_name="by a node")
+            with pytest.raises(ZeroDivisionError), transaction.atomic(graph_store.alias):
+                rows.create(id=f"{len(state['numbers'])}-{number} not", workflow_name="undone")
+                raise ZeroDivisionError
+
+    graph = counting(DjangoSaver(graph_store), 12, node=node)
+    graph = with_recording(graph, workflow_name="recorded", backend=graph_store)
+
+    with transaction.atomic(graph_store.alias):
+        graph.invoke({"numbers": []}, thread(), durability="exit")
+        assert rows.filter(workflow_name="by a node").count() == 60
+        assert rows.filter(workflow_name="undone").count() == 0
+        assert rows.get(workflow_name="recorded").status == "completed"
+        assert graph.get_state(thread()).values == {"numbers": list(range(12))}
+        transaction.set_rollback(True, graph_store.alias)
+
+    assert rows.count() == 0

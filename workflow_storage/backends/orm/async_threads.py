@@ -49,8 +49,10 @@ IDLE_TIMEOUT = 10.0
 CLOSING_TIMEOUT = 10.0
 """Seconds that the end of an event loop, or of the process, waits for calls that are under way."""
 
-_borrowing = threading.Lock()
+_borrowing = threading.RLock()
 """Drivers want a connection to be used by one thread at a time."""
+
+_of_thread = threading.local()
 
 
 _callers: ContextVar[Mapping[str, BaseDatabaseWrapper]] = ContextVar(
@@ -120,7 +122,9 @@ class AsyncThreads:
         if here is not None and self._is_to_be_joined(here):
             if callers is not here:
                 _callers.set({**_callers.get(), self._alias: here})
-        elif callers is not None and self._is_to_be_joined(callers):
+            with _borrowing:
+                return call(*args, **kwargs)
+        if callers is not None and self._is_to_be_joined(callers):
             return _on_borrowed(callers, call, *args, **kwargs)
         if here is not None:
             return call(*args, **kwargs)
@@ -312,11 +316,22 @@ def _on_borrowed(
     """Carry out a call on the connection of another thread, which waits for it."""
     with _borrowing:
         connection.inc_thread_sharing()
+        _of_thread.borrows = True
         try:
             with in_place(connection.alias, connection):
                 return call(*args, **kwargs)
         finally:
+            _of_thread.borrows = False
             connection.dec_thread_sharing()
+
+
+def borrows() -> bool:
+    """Whether this thread uses the connection of another one, which may be in the middle of something.
+
+    A savepoint would be in the way of that one's own, and a statement that it has not read to its
+    end in the way of the savepoint.
+    """
+    return getattr(_of_thread, "borrows", False)
 
 
 def _noting(

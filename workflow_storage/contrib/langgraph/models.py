@@ -28,6 +28,7 @@ class ThreadNamespace(models.Model):
         """Table, names, and the index that finds all namespaces of a thread."""
 
         db_table = "workflow_graph_threads"
+        default_permissions = ("view",)
         verbose_name = _("thread of a graph")
         verbose_name_plural = _("threads of graphs")
         indexes = [models.Index(fields=["thread_key"], name="workflow_graph_threads_key")]
@@ -61,6 +62,7 @@ class GraphCheckpoint(models.Model):
         """Table, names, and what is looked up."""
 
         db_table = "workflow_graph_checkpoints"
+        default_permissions = ("view",)
         verbose_name = _("checkpoint of a graph")
         verbose_name_plural = _("checkpoints of graphs")
         constraints = [
@@ -94,6 +96,7 @@ class ChannelBlob(models.Model):
         """Table."""
 
         db_table = "workflow_graph_blobs"
+        default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.channel} {self.version}"
@@ -120,6 +123,7 @@ class CheckpointWrite(models.Model):
         """Table, and what LangGraph tells writes by."""
 
         db_table = "workflow_graph_writes"
+        default_permissions = ()
         constraints = [
             models.UniqueConstraint(
                 fields=["thread", "checkpoint_id", "task_id", "idx"],

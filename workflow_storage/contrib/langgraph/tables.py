@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections, transaction
 from django.db.models import F, Model, QuerySet
 
+from workflow_storage.backends.orm.async_threads import borrows
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.contrib.langgraph.models import ThreadNamespace
@@ -52,7 +54,9 @@ class Tables:
         return model._base_manager.using(self.alias)
 
     def transaction(self) -> AbstractContextManager[Any]:
-        """Begin a transaction, or a savepoint in the caller's."""
+        """Begin a transaction, or a savepoint in the caller's if that is in this thread."""
+        if borrows():
+            return nullcontext()
         connection = self.connection
         if not connection.in_atomic_block and in_callers_transaction(connection):
             dialect_of(connection).begin_callers(connection)
