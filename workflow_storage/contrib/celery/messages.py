@@ -93,7 +93,7 @@ def _inputs(headers: dict[str, Any], args: Any, kwargs: Any) -> Any:
 
 def _are_hidden(headers: dict[str, Any], args: Any, kwargs: Any) -> bool:
     """Whether who sent the task gave other texts for the logs than its arguments (``argsrepr=``)."""
-    amqp, levels = current_app.amqp, current_app.conf.task_repr_maxlevels
+    amqp, levels = current_app.amqp, current_app.conf.get("task_repr_maxlevels", 3)  # from 5.7 on
     return any(
         text is not None and text != saferepr(value or empty, size, maxlevels=levels)
         for text, value, empty, size in (

@@ -145,4 +145,6 @@ def _reason(retry: Retry) -> str:
 def _ignores_result(task: CeleryTask[Any, Any]) -> bool:
     """Whether nobody wants the result of the task that is carried out; its run does not keep it, either."""
     ignores = vars(task.request).get("ignore_result")
-    return bool(task.ignore_result if ignores is None else ignores)
+    # Of an eager task, Celery 5.6 says False unless it is told.
+    is_told = ignores is not None and (ignores or not task.request.is_eager)
+    return bool(ignores if is_told else task.ignore_result)
