@@ -1,9 +1,13 @@
 """With django-unfold: its templates around our pages, which are whole all the same."""
 
+import re
+from pathlib import Path
+
 import pytest
 from django.contrib.admin.utils import quote
 from django.urls import reverse
 
+import workflow_storage
 from workflow_storage import ExecutionState
 from workflow_storage.testing import stored_run
 
@@ -81,3 +85,13 @@ def test_an_action_asks_and_is_done(admin_client, run):
 
     assert response.status_code == 200
     assert "1 selected run" in response.content.decode()
+
+
+def test_no_colour_is_missing_where_a_theme_has_none_of_those_of_django():
+    folder = Path(workflow_storage.__file__).parent / "static" / "workflow_storage"
+    without = [
+        f"{path.name}: {variable}"
+        for path in folder.glob("*.css")
+        for variable in re.findall(r"var\((--(?!workflow-storage-)[\w-]+)\)", path.read_text())
+    ]
+    assert not without, f"Write var(--name, something else) for {without}."
