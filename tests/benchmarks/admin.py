@@ -135,6 +135,7 @@ def pages_of(count: int) -> list[Page]:
     runs = "/admin/workflow_storage/workflowrun/"
     states = "/admin/workflow_storage/executionstate/"
     middle, long_run = run_id(count // 2, count), run_id(long_number(count), count)
+    late = run_id(int(count * (1 - 3.5 / DAYS)), count)
 
     def listed(what: str, budget: float = LIST, **parameters: Any) -> Page:
         return Page(f"list, {what}", f"{runs}?{urlencode(parameters, doseq=True)}", budget)
@@ -146,6 +147,10 @@ def pages_of(count: int) -> list[Page]:
         listed("at least 60 s", slower=60),
         listed("at least an hour", slower=3600),
         listed("at least 0.10 USD", cost="0.1"),
+        listed("at least 0.10 USD, in the middle of 7 days", cost="0.1", before=late),
+        listed("at least 10 USD, which none is", cost="10"),
+        listed("failed today", status__exact="failed", ended="24h"),
+        listed("ended in the last hour", ended="1h"),
         listed("started by a run", children=1),
         listed("by duration", sort="duration"),
         listed("by cost", sort="cost"),

@@ -262,15 +262,14 @@ class RunChangeList(KeysetChangeList):
                 Q(started_at__lt=position[0]) | Q(**{f"{order[1][1:]}__lt": position[1]}),
                 started_at__lte=position[0],
             )
-        last = rows.order_by(*order).values_list("started_at", order[1][1:])
         most = LOOKED_AT if self._is_looked_through else LOOKED_THROUGH
-        found = list(last[most - 1 : most + 1])
-        return found[0] if len(found) > 1 else None
-
-    def _until(self, last: tuple[Any, str], position: tuple[Any, ...] | None) -> QuerySet[Any]:
-        """Return the runs of the list after a position that come no later than another run."""
-        runs = self._narrowed(position, started_after=last[0])
-        return runs.filter(Q(started_at__gt=last[0]) | Q(pk__gte=last[1]))
+        starts = rows.order_by(*order).values_list("started_at", flat=True)
+        for start in starts[most - 1 : most]:
+            # With all that started at the same time, for then one condition tells them all.
+            if rows.filter(started_at__lt=start).exists():
+                alike = rows.filter(started_at=start).order_by(order[1][1:])
+                return start, alike.values_list(order[1][1:], flat=True)[0]
+        return None
 
     def _look_on(self, before: str | None) -> None:
         """Say how far has been looked, and link what comes after that."""
@@ -288,7 +287,7 @@ class RunChangeList(KeysetChangeList):
     def _count_text(self, count: int | None) -> str:
         if self._last_counted is None or self.selection.order:
             return super()._count_text(count)
-        counted = self._until(self._last_counted, None)[: COUNTED + 1].count()
+        counted = self._narrowed(None, self._last_counted[0])[: COUNTED + 1].count()
         return f"{count_text(min(counted, COUNTED))}+"
 
     def _page(self, queryset: QuerySet[Any]) -> tuple[list[Any], bool]:
@@ -307,7 +306,7 @@ class RunChangeList(KeysetChangeList):
         position = None if before is None else self.position(before)
         last = self._last_looked_at(position) if self._is_looked_through else None
         if last is not None and not self.selection.order:
-            return self._until(last, position)
+            return self._narrowed(position, started_after=last[0])
         return self.queryset if position is None else self._narrowed(position)
 
     def newer(self, after: str) -> QuerySet[Any]:
