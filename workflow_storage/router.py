@@ -12,7 +12,8 @@ from workflow_storage.backends import door_of
 from workflow_storage.config import project_databases, storage_config
 from workflow_storage.factory import configured_alias
 
-APP_LABEL = "workflow_storage"
+APP_LABELS = frozenset({"workflow_storage", "workflow_storage_langgraph"})
+"""The apps of this package that have tables: those of `contrib` are beside the runs."""
 
 
 class WorkflowStorageRouter:
@@ -20,7 +21,7 @@ class WorkflowStorageRouter:
 
     def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
         """Return the database for the models of this package: that of the run at hand, if any."""
-        if model._meta.app_label != APP_LABEL:
+        if model._meta.app_label not in APP_LABELS:
             return None
         instance = hints.get("instance")
         own: str | None = instance._state.db if instance is not None else None
@@ -30,7 +31,7 @@ class WorkflowStorageRouter:
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
         """Allow the tables in that database, and in those given by URL or path."""
-        if app_label != APP_LABEL or db not in project_databases():
+        if app_label not in APP_LABELS or db not in project_databases():
             return None
         config = storage_config()
         if door_of(config).database_settings(config) is None:

@@ -5,11 +5,11 @@ import uuid
 from dataclasses import dataclass
 
 import pytest
-from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from tests.contrib.langgraph.graphs import DeltaNumbers, counting, thread
+from tests.contrib.langgraph.graphs import DeltaNumbers, Numbers, counting, thread
 from workflow_storage import InvalidFieldError, StorageError, create_storage_backend
 from workflow_storage.contrib.langgraph import DjangoSaver
 from workflow_storage.contrib.langgraph.models import (
@@ -18,6 +18,7 @@ from workflow_storage.contrib.langgraph.models import (
     GraphCheckpoint,
     ThreadNamespace,
 )
+from workflow_storage.router import WorkflowStorageRouter
 
 
 def put(saver, values, config=None, metadata=None):
@@ -324,3 +325,28 @@ def test_without_a_backend_it_is_the_database_of_the_project(db):
     assert values_of(DjangoSaver("default"), config) == {"channel": 1}
     assert GraphCheckpoint.objects.count() == 1
     assert create_storage_backend("default").alias == "default"
+
+
+@pytest.mark.parametrize("state", [Numbers, DeltaNumbers])
+def test_the_history_of_channels_is_what_langgraph_finds_by_itself(saver, state, monkeypatch):
+    monkeypatch.setattr("workflow_storage.contrib.langgraph.history._PAGE", 3)
+    graph = counting(saver, 11, state=state)
+    graph.invoke({"numbers": ["a"]}, thread())
+    middle = list(graph.get_state_history(thread()))[3]
+    graph.update_state(middle.config, {"numbers": ["fork"]})
+    graph.invoke({"numbers": ["b"]}, thread())
+    configs = [thread(), *(found.config for found in saver.list(thread())), thread("none")]
+
+    for config in configs:
+        asked = {"config": config, "channels": ["numbers", "__start__", "absent"]}
+        ours = saver.get_delta_channel_history(**asked)
+        assert ours == BaseCheckpointSaver.get_delta_channel_history(saver, **asked)
+        assert ours == asyncio.run(saver.aget_delta_channel_history(**asked))
+
+
+def test_the_router_keeps_the_tables_beside_the_runs(settings):
+    settings.WORKFLOW_STORAGE = "default"
+    router = WorkflowStorageRouter()
+
+    assert router.allow_migrate("default", "workflow_storage_langgraph") is True
+    assert router.db_for_read(GraphCheckpoint) == "default"

@@ -161,7 +161,7 @@ class CheckpointRows(Tables):
         if not blobs:
             return {}
         changed = {channel for channel, value in new.values.items() if value.is_new}
-        rows = self._chains([blobs[channel] for channel in blobs if channel in changed])
+        rows = self.chains([blobs[channel] for channel in blobs if channel in changed])
         texts = Texts(rows, packing)
         versions = dict(
             self.all(ChannelBlob).filter(pk__in=list(blobs.values())).values_list("pk", "version")
@@ -322,7 +322,7 @@ class CheckpointRows(Tables):
     def _belongings(
         self, rows: Sequence[GraphCheckpoint]
     ) -> tuple[dict[int, Row], list[CheckpointWrite]]:
-        blobs = self._chains([blob for row in rows for blob in row.blobs.values()])
+        blobs = self.chains([blob for row in rows for blob in row.blobs.values()])
         of_rows = Q()
         by_thread: dict[int, list[str]] = {}
         for row in rows:
@@ -333,7 +333,7 @@ class CheckpointRows(Tables):
         writes.sort(key=lambda write: (write.task_path, write.task_id, write.idx))
         return blobs, writes
 
-    def _chains(self, blob_ids: Iterable[int]) -> dict[int, Row]:
+    def chains(self, blob_ids: Iterable[int]) -> dict[int, Row]:
         """Return stored values with all that they are based on."""
         found: dict[int, Row] = {}
         needed = sorted(set(blob_ids))

@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
 from workflow_storage.backends.orm import DjangoWorkflowRunRepository
 from workflow_storage.base import StorageBackend
 from workflow_storage.contrib.langgraph.chains import Memory, Texts
+from workflow_storage.contrib.langgraph.history import HistoryRows
 from workflow_storage.contrib.langgraph.models import MAX_ID
 from workflow_storage.contrib.langgraph.names import (
     ThreadName,
@@ -41,13 +42,19 @@ from workflow_storage.recorder.run import run_around
 from workflow_storage.validation import valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        DeltaChannelHistory,
+    )
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from workflow_storage.config import StorageConfig
+    from workflow_storage.contrib.langgraph.history import Path
     from workflow_storage.contrib.langgraph.rows import Found
     from workflow_storage.contrib.langgraph.tables import Tables
 
@@ -163,6 +170,13 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         for thread_id in thread_ids:
             self._run(prune, valid_thread_id(thread_id))
 
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what the values of some `DeltaChannel`s are rebuilt from."""
+        rows, which = self._in_store(HistoryRows), self._path(config)
+        return _histories(self._run(rows.paths, *which, channels, self._packing))
+
     def run_of(self, config: RunnableConfig) -> str | None:
         """Return the id of the workflow run in which the checkpoint of a configuration was made."""
         name = thread_name(config)
@@ -237,6 +251,13 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         for thread_id in thread_ids:
             await self._arun(prune, valid_thread_id(thread_id))
 
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Async twin of `get_delta_channel_history`."""
+        rows, which = self._in_store(HistoryRows), self._path(config)
+        return _histories(await self._arun(rows.paths, *which, channels, self._packing))
+
     async def arun_of(self, config: RunnableConfig) -> str | None:
         """Async twin of `run_of`."""
         name = thread_name(config)
@@ -286,6 +307,9 @@ class DjangoSaver(BaseCheckpointSaver[str]):
 
     async def _arun(self, call: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return await self._runs().in_thread(call, *args, **kwargs)
+
+    def _path(self, config: RunnableConfig) -> tuple[ThreadName, str | None]:
+        return thread_name(config), valid_checkpoint_id(config)
 
     # What is stored
 
@@ -451,6 +475,15 @@ def _filters(config: RunnableConfig | None, before: RunnableConfig | None) -> Q:
     if before is not None and (earlier := valid_checkpoint_id(before)):
         filters &= Q(checkpoint_id__lt=earlier)
     return filters
+
+
+def _histories(paths: Mapping[str, Path]) -> dict[str, DeltaChannelHistory]:
+    histories: dict[str, DeltaChannelHistory] = {}
+    for channel, path in paths.items():
+        histories[channel] = {"writes": path.writes}
+        if path.is_seeded:
+            histories[channel]["seed"] = path.seed
+    return histories
 
 
 def _run_keys(run_ids: Sequence[str]) -> list[str]:
