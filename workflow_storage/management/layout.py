@@ -145,7 +145,7 @@ def _end_of_line(text: str, width: int) -> int:
         if end == len(text):
             return end
     # Not so far back that most of the line is empty.
-    for place in range(end, end // 2, -1):
+    for place in range(end, end // 3, -1):
         if _ends_word(text, place):
             return place
     return end

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.utils import timezone
 
 from tests.management.conftest import run_command, run_transfer
@@ -192,6 +193,23 @@ def test_a_selection_begins_after_a_run_and_has_so_many(every_backend, every_url
     assert cancelled == {"0", "5", "4"}
     text = update(every_url, "cancel", "--workflow=contract", "--before=4", dry_run=True)
     assert text.endswith("3 runs would be cancelled.\n")
+
+
+def test_a_run_that_cannot_be_read_is_refused_and_the_others_are_changed(sql_backend, sql_url):
+    for run_id in ("a", "b", "c"):
+        stored_run(sql_backend, id=run_id, workflow_name="w")
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET labels = '[' WHERE id = 'b'")
+
+    out, err, error = run_transfer(
+        *("update_runs", "label", "--workflow=w", "--set=x=y", "--no-input"),
+        *("--backend", sql_url),
+    )
+
+    assert out == "2 runs labelled.\n"
+    assert err.startswith("Workflow run b is damaged: labels cannot be read: ")
+    assert error == "1 run could not be; see above."
+    assert sql_backend.runs.count_runs(labels={"x": "y"}) == 2
 
 
 def test_what_programs_read_is_a_list_though_nothing_was_changed(source, sqlite_url, keyboard):

@@ -13,13 +13,14 @@ from workflow_storage.management.arguments import add_selection, labels_of, sele
 from workflow_storage.management.base import (
     StorageCommand,
     add_no_input,
-    found_run,
+    found_known,
     selected,
     usage_error,
 )
 from workflow_storage.management.output import Record
 from workflow_storage.management.progress import LongCommand
-from workflow_storage.management.run_columns import run_columns, run_record
+from workflow_storage.management.readable import known_runs
+from workflow_storage.management.run_columns import known_columns, known_record
 from workflow_storage.management.text import counted, one_line
 from workflow_storage.status import RunStatus
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.output import Output
-    from workflow_storage.models import WorkflowRun
+    from workflow_storage.management.readable import Known
 
 OPEN = (RunStatus.PENDING.value, RunStatus.RUNNING.value)
 """The statuses of runs that can be cancelled or failed."""
@@ -101,10 +102,10 @@ class Command(LongCommand, StorageCommand):
         change = _change_of(options)
         runs, count = _runs_of(backend, options)
         if options["dry_run"]:
-            done = ((run, self._would_be_done(run, change)) for run in runs)
+            done = ((run, _would_be_done(run, change)) for run in runs)
             if output.is_table:
                 changed = (run for run, one in done if self._count(one).outcome == "changed")
-                output.rows(changed, run_columns(), run_record())
+                output.rows(changed, known_columns(), known_record())
                 self._say_changed(f"would be {ACTIONS[action]}", options)
             else:
                 output.rows((self._count(one) for _, one in done), (), RECORD)
@@ -148,26 +149,17 @@ class Command(LongCommand, StorageCommand):
             raise CommandError(f"{counted(self._refused, 'run')} could not be; see above.")
 
     def _shown(
-        self, output: Output, runs: Iterator[WorkflowRun], options: dict[str, Any]
-    ) -> Iterator[WorkflowRun]:
+        self, output: Output, runs: Iterator[Known], options: dict[str, Any]
+    ) -> Iterator[Known]:
         """Show the first of some runs, and return all of them."""
         first = list(islice(runs, SHOWN))
         if output.is_table:
-            output.rows(first, run_columns(), run_record())
+            output.rows(first, known_columns(), known_record())
         return chain(first, runs)
 
-    def _would_be_done(self, run: WorkflowRun, change: dict[str, Any]) -> Done:
-        """Return what would become of a run, as it was read."""
-        names = change.get("remove_labels")
-        if names is not None and run.labels.keys().isdisjoint(names):
-            return Done(run.id, "unchanged")
-        if "status" in change and run.status not in OPEN:
-            return _ended_already(run.id, run.status)
-        return Done(run.id, "changed")
-
-    def _done(self, backend: StorageBackend, run: WorkflowRun, change: dict[str, Any]) -> Done:
+    def _done(self, backend: StorageBackend, known: Known, change: dict[str, Any]) -> Done:
         """Change a run, and return what became of it."""
-        done = self._would_be_done(run, change)
+        done, run = _would_be_done(known, change), known.run
         if done.outcome != "changed":
             return done
         try:
@@ -188,6 +180,19 @@ class Command(LongCommand, StorageCommand):
             self._refused += 1
             self.complain(one_line(str(done.reason)))
         return done
+
+
+def _would_be_done(known: Known, change: dict[str, Any]) -> Done:
+    """Return what would become of a run, as it was read."""
+    run, problem = known
+    if problem is not None:
+        return Done(run.id, "refused", f"Workflow run {run.id} is damaged: {problem}.")
+    names = change.get("remove_labels")
+    if names is not None and run.labels.keys().isdisjoint(names):
+        return Done(run.id, "unchanged")
+    if "status" in change and run.status not in OPEN:
+        return _ended_already(run.id, run.status)
+    return Done(run.id, "changed")
 
 
 def _ended_already(run_id: str, status: str) -> Done:
@@ -223,7 +228,7 @@ def _change_of(options: dict[str, Any]) -> dict[str, Any]:
     return {"status": status, "error_message": options["message"] or f"{done} by update_runs."}
 
 
-def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator[WorkflowRun], int]:
+def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator[Known], int]:
     """Return the runs that are named or selected, and how many there are, about.
 
     Raises:
@@ -240,9 +245,9 @@ def _runs_of(backend: StorageBackend, options: dict[str, Any]) -> tuple[Iterator
         if options["limit"] is not None or options["before"] is not None:
             raise usage_error("--limit and --before go with a selection, not with ids.")
         ids = [named] if isinstance(named, str) else named
-        runs = {run.id: run for run in (found_run(backend, run_id) for run_id in ids)}
+        runs = {one.run.id: one for one in (found_known(backend, run_id) for run_id in ids)}
         return iter(runs.values()), len(runs)
     if options["action"] in {"cancel", "fail"} and filters["status"] is None:
         options = {**options, "status": OPEN}
     selection = selected(backend, options)
-    return selection.runs(backend), selection.count(backend)
+    return known_runs(backend, selection), selection.count(backend)
