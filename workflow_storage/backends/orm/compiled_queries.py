@@ -10,12 +10,13 @@ its key.
 from __future__ import annotations
 
 import operator
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.core.signals import setting_changed
 from django.db import connections
 from django.db.models import CharField, DateTimeField, Model, QuerySet, TextField
+from django.db.models.constants import OnConflict
 from django.db.models.expressions import Expression
 from django.db.models.sql import InsertQuery, UpdateQuery
 from django.dispatch import receiver
@@ -26,12 +27,14 @@ from workflow_storage.backends.orm.errors import note_size
 from workflow_storage.validation import plain_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
 _M = TypeVar("_M", bound=Model)
+
+_IGNORED = MappingProxyType({"on_conflict": OnConflict.IGNORE})
 
 MAX_QUERIES = 500
 """Compiled queries that a connection keeps; beyond, it begins anew."""
@@ -282,6 +285,36 @@ class Queries(Generic[_M]):
             key_field: Any = meta.get_field(*returning)
             return (connection.ops.last_insert_id(cursor, meta.db_table, key_field.column),)
 
+    def put(self, unique: Sequence[str], *, replace: bool, **values: Any) -> None:
+        """Insert a row, unless there is one with the same unique fields.
+
+        Args:
+            unique: those fields, for which the database has a constraint.
+            replace: whether to change that row then, rather than to leave it as it is.
+            **values: the columns.
+        """
+        connection = connection_of(self.alias)
+        kept = _kept_by(connection)
+        key = (self.model, "put", replace, *values)
+        statement: Statement | None = kept.get(key)
+        if statement is None:
+            conflict = self._conflict(connection, unique, values) if replace else _IGNORED
+            statement = kept[key] = self._insertion(connection, (), dict, values, conflict)
+        statement.execute(connection, values).close()
+
+    def _conflict(
+        self, connection: BaseDatabaseWrapper, unique: Sequence[str], names: Iterable[str]
+    ) -> dict[str, Any]:
+        """Return how a row is changed that is there, as Django's query for an INSERT takes it."""
+        fields = [self.model._meta.get_field(name) for name in unique]
+        changed = [self.model._meta.get_field(name) for name in names if name not in unique]
+        named = fields if connection.features.supports_update_conflicts_with_target else []
+        return {
+            "on_conflict": OnConflict.UPDATE,
+            "update_fields": changed,
+            "unique_fields": named,
+        }
+
     def execute(
         self,
         key: Hashable,
@@ -311,6 +344,7 @@ class Queries(Generic[_M]):
         returning: Sequence[str],
         computed: Callable[[], dict[str, Expression]],
         names: Iterable[str],
+        conflict: Mapping[str, Any] = MappingProxyType({}),
     ) -> Statement:
         meta = self.model._meta
         columns: dict[str, Any] = computed()
@@ -318,7 +352,7 @@ class Queries(Generic[_M]):
             field: Any = meta.get_field(name)
             columns[name] = Parameter(name, field, for_save=True)
         fields = [field for field in meta.concrete_fields if field.attname in columns]
-        query: Any = InsertQuery(self.model)
+        query: Any = InsertQuery(self.model, **conflict)
         query.insert_values(fields, [SimpleNamespace(**columns)], raw=True)
         compiler: Any = query.get_compiler(self.alias)
         compiler.returning_fields = [meta.get_field(name) for name in returning] or None

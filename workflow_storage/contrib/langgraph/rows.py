@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db.models import Model, Q
+from django.db.models import Q
+from django.utils import timezone
 
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.errors import operation, reading
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from workflow_storage.contrib.langgraph.models import ThreadNamespace
     from workflow_storage.contrib.langgraph.packing import Packing, Typed
 
-_M = TypeVar("_M", bound=Model)
+_UNIQUE_CHECKPOINT = ("thread_id", "checkpoint_id")
+_UNIQUE_WRITE = ("thread_id", "checkpoint_id", "task_id", "idx")
 
 AT_ONCE = 500
 """Ids in one query, at most."""
@@ -124,27 +126,18 @@ class CheckpointRows(Tables):
         by_idx = {write.idx: write for write in writes}
         with self.transaction():
             thread = self.locked(name, name.key)
-            rows = [
-                CheckpointWrite(
-                    thread=thread,
+            for write in by_idx.values():
+                self.queries(CheckpointWrite).put(
+                    _UNIQUE_WRITE,
+                    replace=write.idx < 0,
+                    thread_id=thread.pk,
                     checkpoint_id=checkpoint_id,
                     task_id=task_id,
-                    task_path=task_path,
                     idx=write.idx,
+                    task_path=task_path,
                     channel=write.channel,
                     type=write.stored.type,
                     data=write.stored.data,
-                )
-                for write in by_idx.values()
-            ]
-            table = self.all(CheckpointWrite)
-            if plain := [row for row in rows if row.idx >= 0]:
-                table.bulk_create(plain, ignore_conflicts=True)
-            if special := [row for row in rows if row.idx < 0]:
-                self._replace(
-                    special,
-                    ["thread", "checkpoint_id", "task_id", "idx"],
-                    ["channel", "task_path", "type", "data"],
                 )
 
     def _heads(
@@ -194,8 +187,9 @@ class CheckpointRows(Tables):
                 stored, base_id = packing.delta(typed, base.plain), base.blob_id
         if stored is None:
             stored, base_id, position = packing.whole(typed), None, 0
-        blob = ChannelBlob(
-            thread=thread,
+        [key] = self.queries(ChannelBlob).insert(
+            ("id",),
+            thread_id=thread.pk,
             channel=channel,
             version=value.version,
             base_id=base_id,
@@ -203,47 +197,26 @@ class CheckpointRows(Tables):
             type=stored.type,
             data=stored.data,
         )
-        blob.save(using=self.alias, force_insert=True)
         if head is None or position == 0:
-            return new_head(blob.pk, value.version, typed.plain)
-        return head.followed_by(blob.pk, value.version, position, typed.plain)
+            return new_head(key, value.version, typed.plain)
+        return head.followed_by(key, value.version, position, typed.plain)
 
     def _insert_checkpoint(
         self, thread: ThreadNamespace, new: NewCheckpoint, blobs: dict[str, int]
     ) -> None:
-        row = GraphCheckpoint(
-            thread=thread,
+        self.queries(GraphCheckpoint).put(
+            _UNIQUE_CHECKPOINT,
+            replace=True,
+            thread_id=thread.pk,
             checkpoint_id=new.checkpoint_id,
             parent_checkpoint_id=new.parent_id,
+            created_at=timezone.now(),
             run_id=new.run_id,
             graph_run_key=new.graph_run_key,
             metadata=new.metadata,
             blobs=blobs,
             type=new.document.type,
             data=new.document.data,
-        )
-        self._replace(
-            [row],
-            ["thread", "checkpoint_id"],
-            [
-                "parent_checkpoint_id",
-                "run_id",
-                "graph_run_key",
-                "metadata",
-                "blobs",
-                "type",
-                "data",
-            ],
-        )
-
-    def _replace(self, rows: list[_M], unique: list[str], fields: list[str]) -> None:
-        """Insert rows, or change those that have the same unique fields."""
-        with_target = self.connection.features.supports_update_conflicts_with_target
-        self.all(type(rows[0])).bulk_create(
-            rows,
-            update_conflicts=True,
-            unique_fields=unique if with_target else None,
-            update_fields=fields,
         )
 
     @reading

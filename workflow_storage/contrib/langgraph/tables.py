@@ -10,6 +10,7 @@ from django.db import connections, transaction
 from django.db.models import F, Model, QuerySet
 
 from workflow_storage.backends.orm.async_threads import borrows
+from workflow_storage.backends.orm.compiled_queries import Parameter, Queries
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.contrib.langgraph.models import ThreadNamespace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from workflow_storage.contrib.langgraph.names import ThreadName
 
 _M = TypeVar("_M", bound=Model)
+
+_KEY = Parameter("thread", ThreadNamespace._meta.get_field("key"))
 
 
 class Tables:
@@ -53,6 +56,10 @@ class Tables:
         """Return all rows of a table."""
         return model._base_manager.using(self.alias)
 
+    def queries(self, model: type[_M]) -> Queries[_M]:
+        """Return the queries on a table that are compiled once."""
+        return Queries(model, self.alias)
+
     def transaction(self) -> AbstractContextManager[Any]:
         """Begin a transaction, or a savepoint in the caller's if that is in this thread."""
         if borrows():
@@ -79,10 +86,13 @@ class Tables:
 
     def locked(self, name: ThreadName, key: str) -> ThreadNamespace:
         """Return a thread, made if it is not there, that no other transaction changes meanwhile."""
-        table = self.all(ThreadNamespace)
+        table, queries = self.all(ThreadNamespace), self.queries(ThreadNamespace)
+
+        def found() -> QuerySet[ThreadNamespace]:
+            return self.with_lock(table.filter(key=_KEY))
+
         self.begin_writing()
-        thread = self.with_lock(table.filter(key=key)).first()
-        while thread is None:
+        while not (rows := queries.objects("locked", found, keyed=True, thread=key)):
             made = ThreadNamespace(
                 key=key,
                 thread_key=name.thread_key,
@@ -91,8 +101,7 @@ class Tables:
                 generation=new_generation(),
             )
             table.bulk_create([made], ignore_conflicts=True)
-            thread = self.with_lock(table.filter(key=key)).first()
-        return thread
+        return rows[0]
 
 
 def new_generation() -> int:
