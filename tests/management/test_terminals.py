@@ -398,6 +398,26 @@ def test_ctrl_c_leaves_a_sound_store_and_says_what_was_done(
         assert piped("check_runs", "--backend", checked).returncode == 0
 
 
+@pytest.mark.slow
+def test_stalled_runs_that_are_failed_stay_failed_after_ctrl_c(source, sqlite_url):
+    ago = timezone.now() - timedelta(hours=1)
+    for number in range(800):
+        stored_run(source, id=f"{number:04}", status="running", started_at=ago)
+    arguments = ["fail_stalled_runs", "--idle=1m", "--format=jsonl", "--backend", sqlite_url]
+    terminal = Terminal(*arguments)
+    terminal.wait_for("Stalled: no sign")
+    terminal.press_ctrl_c()
+
+    assert terminal.end() == 130
+    said = re.search(r"Interrupted after ([\d,]+) runs? set to failed", "".join(terminal.lines))
+    failed = int(said[1].replace(",", ""))
+    assert 0 < failed < 800
+    assert source.runs.count_runs(status="failed") in {failed, failed + 1}
+    again = piped(*arguments)
+    assert again.returncode == 0
+    assert source.runs.count_runs(status="failed") == 800
+
+
 def _replaced(word, names):
     name, _, value = word.partition("=")
     return f"{name}={names[value]}" if value in names else str(names.get(word, word))

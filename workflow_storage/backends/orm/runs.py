@@ -392,7 +392,9 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
         """See `AbstractWorkflowRunRepository.fail_stalled`."""
         stalled = self._rows.stalled(idle)
         if run_id is not None:
-            stalled = stalled.filter(pk__in=self._rows.run(run_id).values("pk"))
+            if not is_possible_id(run_id):
+                return 0
+            stalled = stalled.filter(pk=plain_text(run_id))
         run_ids = self._ids(stalled)
         return sum(
             self._fail_batch(run_ids[first : first + STALLED_BATCH], idle)
