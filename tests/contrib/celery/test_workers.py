@@ -241,6 +241,12 @@ class TestMainProcess:
         assert run.status == "cancelled"
         assert run.error_message.startswith("Expired at 20")
 
+    def test_one_that_the_worker_does_not_know_has_failed(self, store):
+        run = ended(store, project.app.send_task("no.such.task"))
+
+        assert (run.status, run.attempt) == ("failed", 0)
+        assert run.error_message == "The worker knows no task no.such.task."
+
     def test_each_process_has_a_connection_of_its_own(self, store, prefork):
         # The main process has used one of its own by now.
         ended(store, project.kill_itself.delay())
@@ -280,6 +286,23 @@ class TestRedelivery:
         assert attempts(store, run.id) == [(1, "failed"), (2, "completed")]
         history = [(one["attempt"], one["node_id"]) for one in store.states.iter_steps(run.id)]
         assert history == [(1, "waiting"), (2, "waiting"), (2, "went")]
+
+    def test_its_owner_keeps_it_when_the_process_is_killed_that_had_it_before(
+        self, store, tmp_path
+    ):
+        path = str(tmp_path / "task")
+        result = project.wait_for.delay(path)
+        wait_until((tmp_path / "task.1").exists)
+        project.wait_for.apply_async((path,), task_id=result.id)
+        wait_until((tmp_path / "task.2").exists)
+        wait_until((tmp_path / "task.1").read_text)
+        os.kill(int((tmp_path / "task.1").read_text()), signal.SIGKILL)
+        wait_until(lambda: result.state == "FAILURE")  # as Celery has it, by its id alone
+
+        time.sleep(0.5)
+        assert status_of(store, result.id) == "running"
+        (tmp_path / "task.go").touch()
+        assert ended(store, result).outputs == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from django.db import connections, transaction
 
 from tests.contrib.celery import project
-from workflow_storage import record_run
+from workflow_storage import StatusConflictError, record_run
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.celery import publishing
 
@@ -159,6 +159,20 @@ class TestBrokenStore:
 
         run = only_run(store)
         assert (run.status, run.outputs, run.attempt) == ("completed", 3, 0)
+
+    def test_the_run_of_another_worker_that_began_it_at_the_same_time_is_its(
+        self, store, monkeypatch
+    ):
+        def overtaken(task, backend, heartbeat):
+            tasks.enqueue(task, backend)
+            backend.runs.update_status(task.run_id, "running", worker="other")
+            raise StatusConflictError(task.run_id, "running", ())
+
+        monkeypatch.setattr(tasks, "start", overtaken)
+
+        project.add.apply((1, 2))
+
+        assert only_run(store).status == "running"
 
     def test_a_transaction_of_the_callers_stays_usable(self, sql_backend, sql_url, settings):
         settings.WORKFLOW_STORAGE_CELERY = {"backend": sql_url}

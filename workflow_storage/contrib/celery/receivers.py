@@ -23,6 +23,7 @@ def connect_receivers() -> None:
         (signals.task_failure, reporting.task_failure),
         (signals.task_retry, reporting.task_retry),
         (signals.task_revoked, reporting.task_revoked),
+        (signals.task_unknown, reporting.task_unknown),
         (signals.worker_init, _begin_tasks_last),
     ):
         signal.connect(receiver, weak=False, dispatch_uid=_UID)

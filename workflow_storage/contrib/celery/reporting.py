@@ -8,9 +8,11 @@ their run themselves.
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import WorkerLostError
 from django.db import connections
 
 from workflow_storage.contrib import tasks
@@ -41,7 +43,15 @@ def task_failure(
 ) -> None:
     """Fail the run of a task whose process was lost, or was killed since it took too long."""
     if not is_carried_out_here(sender, task_id):
-        _report(task_id, sender.name, RunStatus.FAILED, describe_error(exception))
+        is_lost = isinstance(exception, WorkerLostError)
+        why = describe_error(exception)
+        _report(task_id, sender.name, RunStatus.FAILED, why, is_lost=is_lost)
+
+
+def task_unknown(sender: Any, name: str, id: str, **kwargs: Any) -> None:  # noqa: A002
+    """Fail the run of a task that this worker does not know, and throws away."""
+    if id:
+        _report(str(id), name, RunStatus.FAILED, f"The worker knows no task {name}.")
 
 
 def task_retry(
@@ -76,8 +86,17 @@ def task_revoked(
 
 
 @tasks.logs_errors
-def _report(task_id: str, name: str, status: RunStatus, why: str) -> None:
-    """Change a run that waits, or that is carried out by a process of this worker."""
+def _report(task_id: str, name: str, status: RunStatus, why: str, *, is_lost: bool = False) -> None:
+    """Change a run that waits, or that is carried out by a process of this worker.
+
+    Args:
+        task_id: which task.
+        name: its name.
+        status: what becomes of its run.
+        why: why.
+        is_lost: whether its process is not there any more. A task that has come again may be carried
+            out by another one of the same worker.
+    """
     if not options_of(name).record:
         return
     backend, run_id = project_backend(), tasks.run_id_of(task_id)
@@ -85,7 +104,9 @@ def _report(task_id: str, name: str, status: RunStatus, why: str) -> None:
         run = backend.runs.get(run_id)
         if run is None or RunStatus(run.status).is_terminal:
             return
-        if run.status == RunStatus.RUNNING and run.worker not in _workers_of(task_id):
+        if run.status == RunStatus.RUNNING and run.worker not in _workers_of(
+            task_id, is_lost=is_lost
+        ):
             logger.info("Task %s is carried out by %s: %s", task_id, run.worker, why)
         elif status is RunStatus.PENDING:
             if run.status == RunStatus.RUNNING:
@@ -99,7 +120,18 @@ def _report(task_id: str, name: str, status: RunStatus, why: str) -> None:
             connections.close_all()
 
 
-def _workers_of(task_id: str) -> set[str]:
-    """Return the processes of this worker that have carried a task out."""
+def _workers_of(task_id: str, *, is_lost: bool) -> set[str]:
+    """Return the processes of this worker that have carried a task out, or those that are lost."""
     host, _, _ = this_worker().rpartition(":")
-    return {f"{host}:{request.worker_pid}" for request in list(_received) if request.id == task_id}
+    processes = {request.worker_pid for request in list(_received) if request.id == task_id}
+    return {f"{host}:{pid}" for pid in processes if pid and not (is_lost and _is_there(int(pid)))}
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

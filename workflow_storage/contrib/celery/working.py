@@ -14,6 +14,7 @@ from workflow_storage.contrib.celery.messages import task_of_request
 from workflow_storage.contrib.celery.options import options_of, project_backend, project_config
 from workflow_storage.recorder import Suspended, describe_error
 from workflow_storage.recorder.failures import outcome_of
+from workflow_storage.recorder.opening import this_worker
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
@@ -105,11 +106,16 @@ def _end(task_id: str, task: CeleryTask[Any, Any], state: str | None, retval: An
     """End a run that could not be begun, for the store did not answer then."""
     if state in {states.RETRY, states.IGNORED, states.REJECTED} or _is_terminated():
         return
+    backend = project_backend()
+    with tasks.keeping_transaction(backend):
+        run = backend.runs.get(tasks.run_id_of(task_id))
+    if run is not None and run.status == RunStatus.RUNNING and run.worker != this_worker():
+        return  # another worker began it at the same time
     exc = None if state == states.SUCCESS else _left_with(retval)
     tasks.end(
         task_of_request(task, options_of(task.name)),
         RunStatus.COMPLETED if exc is None else outcome_of(None, exc, task_id)[0].status,
-        project_backend(),
+        backend,
         outputs=retval if exc is None and not _ignores_result(task) else None,
         error_message=None if exc is None else describe_error(exc),
     )
