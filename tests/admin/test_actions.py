@@ -492,6 +492,9 @@ class TestExporting:
         ]
 
         assert [label for _part, label in page.context["parts"]] == ["1-2", "3-4", "5-5"]
+        monkeypatch.setattr(actions, "MAX_PARTS", 5000)
+        text = ask_of_all(admin_client, "export_runs").content.decode()
+        assert "of 10,000 runs at most" in text
         assert [len(file.splitlines()) for file in files] == [2, 2, 1]
         ids = [json.loads(line)["run"]["id"] for file in files for line in file.splitlines()]
         assert len({*ids}) == 5

@@ -491,7 +491,7 @@ class RunActions(admin.ModelAdmin):  # type: ignore[type-arg]
                 *([("from_run", "1")] if back else []),
             ],
             "parts": self._parts(runs, action, progress, count),
-            "most": counted_text(MAX_PARTS * MAX_RUNS) if isinstance(action, ExportRuns) else "",
+            "most": count_text(MAX_PARTS * MAX_RUNS) if isinstance(action, ExportRuns) else "",
             "back": back or request.get_full_path(),
         }
         return TemplateResponse(request, self.action_template, context)
