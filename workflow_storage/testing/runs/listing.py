@@ -189,6 +189,38 @@ class ListingContract:
         with pytest.raises(ValueError, match="limit is -1"):
             iterated(limit=-1)
 
+    def test_readable_pages_have_the_runs_of_iter_runs(self, backend: StorageBackend) -> None:
+        now = timezone.now()
+        for number in range(2 * FIRST_PAGE + 5):
+            stored_run(
+                backend,
+                id=f"{number:03}",
+                workflow_name="odd" if number % 2 else "even",
+                started_at=now - timedelta(seconds=number // 4),
+            )
+
+        def paged(**arguments: Any) -> list[str]:
+            pages = backend.readable_pages(**arguments)
+            found = [run for page in pages for run in page]
+            assert all(isinstance(run, WorkflowRun) for run in found)
+            return [run.id for run in found if isinstance(run, WorkflowRun)]
+
+        assert paged() == ids(list(backend.runs.iter_runs()))
+        for some in ({"before": "020"}, {"limit": FIRST_PAGE + 3}, {"workflow_name": "odd"}):
+            assert paged(**some) == ids(list(backend.runs.iter_runs(**some)))
+        assert paged(limit=0) == []
+        with pytest.raises(RunNotFoundError):
+            paged(before="gone")
+
+    def test_what_is_known_of_a_run_is_read_alone(self, backend: StorageBackend) -> None:
+        run = stored_run(backend, labels={"tenant": "acme"})
+
+        assert backend.read_run(run.id) == run
+        assert backend.read_run("gone") is None
+        known = backend.known_fields(run.id)
+        assert known["id"] == run.id
+        assert known.get("labels", {"tenant": "acme"}) == {"tenant": "acme"}
+
     def test_iter_runs_bounds_its_memory_by_bytes(self, backend: StorageBackend) -> None:
         outputs = {"text": "x" * 1_000_000}
         for _ in range(60):
