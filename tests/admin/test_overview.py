@@ -44,6 +44,21 @@ def test_more_days_are_kept(admin_client, backend, django_assert_num_queries):
         assert runs_shown(admin_client, since="30d") == 1
 
 
+def test_it_is_told_as_of_when_they_are(admin_client, backend, monkeypatch):
+    url = reverse("admin:workflow_storage_run_overview")
+    stored_run(backend, status="completed")
+    pages = [
+        admin_client.get(url, {"fragment": 1, "since": since}).content.decode()
+        for since in ("30d", "30d", "7d")
+    ]
+
+    told = [re.findall(r"As of (.*); more than a week is counted once an hour", it) for it in pages]
+
+    assert told[0] == told[1]
+    assert len(told[0]) == 1
+    assert not told[2]
+
+
 def test_they_are_summed_up_again_after_their_time(admin_client, backend, monkeypatch):
     monkeypatch.setattr(overview, "KEPT", 0.05)
     stored_run(backend, status="completed")

@@ -133,7 +133,10 @@ def test_an_empty_page_leads_on_to_what_is_further_back(
 
     assert pages(admin_client, cost="1", label="tenant=other") == [["run-07"]]
     assert pages(admin_client, cost="1")[:2] == [[], ["run-02"]]
-    assert "Older" in found(admin_client, cost="1")[1]
+    text = found(admin_client, cost="1")[1]
+    assert "None of the runs that were looked at matches." in text
+    assert ">Look at older ones</a>" in text
+    assert ">Older</a>" in text
 
 
 @pytest.mark.parametrize("looked_at", [1, 2, 3, 5])

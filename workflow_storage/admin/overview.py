@@ -51,7 +51,7 @@ class Overview(NamedTuple):
     charts: list[SafeString]
     rankings: list[SafeString]
     note: str
-    """What is asked for and not counted in; nothing if all is."""
+    """What is asked for and not counted in, and as of when it is, if that has to be said."""
 
 
 def window(asked: Selection) -> tuple[datetime, datetime]:
@@ -80,7 +80,7 @@ def overview(store: StorageBackend, asked: Selection, parameters: QueryDict, url
     filters = asked.run_filters()
     filters["started_after"], filters["started_before"] = after, before
     time, starts = time_steps(after, before)
-    by_time, by_workflow = _summaries(store, time, starts, filters, parameters)
+    by_time, by_workflow, counted_at = _summaries(store, time, starts, filters, parameters)
 
     def url_of(start: datetime, end: datetime) -> str:
         return url + _query(
@@ -99,7 +99,7 @@ def overview(store: StorageBackend, asked: Selection, parameters: QueryDict, url
         % {"after": exact_time(after)[:-7], "before": exact_time(before)[:-7]},
         charts,
         _rankings(by_workflow, parameters, url),
-        _note(asked, parameters),
+        " ".join(filter(None, (_note(asked, parameters), _note_on_age(after, before, counted_at)))),
     )
 
 
@@ -120,16 +120,29 @@ def _note(asked: Selection, parameters: QueryDict) -> str:
     return _("Not counted in here: %(filters)s.") % {"filters": ", ".join(left_out)}
 
 
+def _note_on_age(after: datetime, before: datetime, counted_at: datetime) -> str:
+    """Say as of when a time is that is not counted each time."""
+    if before - after <= AT_ONCE:
+        return ""
+    return _("As of %(time)s; more than a week is counted once an hour.") % {
+        "time": exact_time(counted_at)[:-4]
+    }
+
+
 def _summaries(
     store: StorageBackend,
     time: str,
     starts: list[datetime],
     filters: RunFilters,
     parameters: QueryDict,
-) -> tuple[list[RunSummary], list[RunSummary]]:
-    """Return the summaries by time and by workflow; those of a longer time are kept for an hour."""
+) -> tuple[list[RunSummary], list[RunSummary], datetime]:
+    """Return the summaries by time and by workflow, and when they were made.
 
-    def sums() -> tuple[list[RunSummary], list[RunSummary]]:
+    Those of a longer time are kept for an hour.
+    """
+
+    def sums() -> tuple[list[RunSummary], list[RunSummary], datetime]:
+        now = timezone.now()
         if store.alias is not None and can_look_over(store.alias, starts):
             valid = valid_filters(filters)
             by_time, by_workflow = over_time_and_by_workflow(store.alias, valid, starts)
@@ -138,13 +151,13 @@ def _summaries(
             by_workflow = store.runs.summarize(by="workflow_name", **filters)
         # Nobody reads how many runs took how long, and a cache may take no more than a megabyte.
         brief = [[one._replace(durations={}) for one in some] for some in (by_time, by_workflow)]
-        return brief[0], brief[1]
+        return brief[0], brief[1], now
 
     after, before = filters["started_after"], filters["started_before"]
     if after is None or before is None or before - after <= AT_ONCE:
         return sums()
     found: Any = cache.get_or_set(_kept_as(store, time, filters, parameters), sums, KEPT)
-    return found[0], found[1]
+    return found[0], found[1], found[2]
 
 
 def _kept_as(store: StorageBackend, time: str, filters: RunFilters, parameters: QueryDict) -> str:

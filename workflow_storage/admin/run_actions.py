@@ -260,7 +260,8 @@ class AddLabel(RunAction):
 
     def apply(self, run: WorkflowRun, store: StorageBackend, by: str) -> tuple[Outcome, str]:
         name, value = self.cleaned_data["name"], self.cleaned_data["value"]
-        if run.labels.get(name) == value:
+        # Of a secret, that would tell what it is.
+        if run.labels.get(name) == value and not mask_for_all().hides(name):
             return Outcome.UNCHANGED, ""
         store.runs.update(run.id, add_labels={name: value})
         return Outcome.DONE, _("Added the label %(label)s.") % {"label": _logged(name, value)}
