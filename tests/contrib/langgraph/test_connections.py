@@ -9,6 +9,7 @@ from django.db import connections, transaction
 from django.test import TestCase
 
 from tests.contrib.langgraph.graphs import counting, thread
+from tests.servers import wait_until
 from workflow_storage import WorkflowRun, record_run
 from workflow_storage.backends.orm.async_threads import ASYNC_CONNECTIONS
 from workflow_storage.contrib.langgraph import DjangoSaver, with_recording
@@ -23,11 +24,13 @@ class Peak:
     def __init__(self, alias):
         self.most = 0
         self._alias = alias
+        self._began = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self):
         self._thread.start()
+        assert self._began.wait(30)
         return self
 
     def __exit__(self, *exc_info):
@@ -36,16 +39,26 @@ class Peak:
 
     def _watch(self):
         connection = connections[self._alias]
-        count, name = {
-            "postgresql": ("SELECT count(*) FROM pg_stat_activity WHERE datname = %s", "NAME"),
-            "mysql": ("SELECT count(*) FROM information_schema.processlist WHERE db = %s", "NAME"),
-        }[connection.vendor]
-        while not self._stop.wait(0.01):
-            with connection.cursor() as cursor:
-                cursor.execute(count, [connection.settings_dict[name]])
-                # This one is not counted.
-                self.most = max(self.most, cursor.fetchone()[0] - 1)
-        connection.close()
+        try:
+            # A server takes a moment to end the sessions of connections that were closed.
+            wait_until(lambda: self._others(connection) == 0)
+            self._began.set()
+            while not self._stop.wait(0.01):
+                self.most = max(self.most, self._others(connection))
+        finally:
+            connection.close()
+
+    def _others(self, connection):
+        sessions = "pg_stat_activity WHERE datname"
+        if connection.vendor == "mysql":
+            # MySQL's other table of them fails while a statement with binary values runs.
+            schema = "information" if connection.mysql_is_mariadb else "performance"
+            sessions = f"{schema}_schema.processlist WHERE db"
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT count(*) FROM {sessions} = %s", [connection.settings_dict["NAME"]]
+            )
+            return cursor.fetchone()[0] - 1
 
 
 @pytest.fixture(params=["postgres", "mysql"])

@@ -323,9 +323,9 @@ _CHAINS = f"""
 WITH RECURSIVE chain (id, base_id) AS (
     SELECT id, base_id FROM {ChannelBlob._meta.db_table} WHERE id IN (%s)
     UNION
-    SELECT base.id, base.base_id FROM chain
-    JOIN {ChannelBlob._meta.db_table} base ON base.id = chain.base_id
+    SELECT below.id, below.base_id FROM chain
+    JOIN {ChannelBlob._meta.db_table} below ON below.id = chain.base_id
 )
-SELECT stored.id, stored.base_id, stored.position, stored.type, stored.data
-FROM chain JOIN {ChannelBlob._meta.db_table} stored ON stored.id = chain.id
+SELECT found.id, found.base_id, found.position, found.type, found.data
+FROM chain JOIN {ChannelBlob._meta.db_table} found ON found.id = chain.id
 """
