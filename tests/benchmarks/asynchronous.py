@@ -20,6 +20,7 @@ from workflow_storage import (
 from workflow_storage.factory import forget
 
 AGENTS, SAVES, QUICK_SAVES = 20, 40, 10
+ROUNDS = 3
 CONNECTIONS = 8
 """Of ours (the default is 4), and of the pools of the others; the sync threads have one each."""
 
@@ -47,8 +48,10 @@ def run(*, quick: bool) -> None:
 
 
 def _beside_threads(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
-    taken, latencies, blocked = asyncio.run(_ours(ours, saves))
-    in_threads, latencies_in_threads = _in_threads(ours, saves)
+    # In turn, and the best of each: what else the machine does is at nobody's cost.
+    rounds = [(asyncio.run(_ours(ours, saves)), _in_threads(ours, saves)) for _ in range(ROUNDS)]
+    taken, latencies, blocked = min(one for one, _ in rounds)
+    in_threads, latencies_in_threads = min(one for _, one in rounds)
     times.add("asave_state", taken, f"save_state in {AGENTS} threads", in_threads, 1 / 0.9)
     times.add(
         "median latency",
@@ -61,11 +64,19 @@ def _beside_threads(times: Report, ours: StorageBackend, url: str, saves: int) -
 
 
 def _beside_pools(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
-    taken, _, blocked = asyncio.run(_ours(ours, saves))
-    langgraph = asyncio.run(_langgraph(url, saves))
-    if langgraph is not None:
-        times.add("asave_state", taken, "langgraph async postgres put", langgraph, 1 / 1.2)
-    plain = asyncio.run(_psycopg(ours, url, saves))
+    rounds = [
+        (
+            asyncio.run(_ours(ours, saves)),
+            asyncio.run(_langgraph(url, saves)),
+            asyncio.run(_psycopg(ours, url, saves)),
+        )
+        for _ in range(ROUNDS)
+    ]
+    taken, _, blocked = min(one for one, _, _ in rounds)
+    theirs = [one for _, one, _ in rounds if one is not None]
+    if theirs:
+        times.add("asave_state", taken, "langgraph async postgres put", min(theirs), 1 / 1.2)
+    plain = min(one for _, _, one in rounds)
     times.add("asave_state", taken, "psycopg async, one statement", plain, 1 / 0.6)
     times.add("longest the loop was blocked", blocked, "10 ms", 0.01, 1)
 
