@@ -145,6 +145,9 @@ class TestErrorText:
         assert text.startswith("RecursionError")
         assert len(text) <= MAX_ERROR_MESSAGE
 
+    def test_one_without_a_traceback_is_told_once(self):
+        assert describe_error(ValueError("no pages")) == "ValueError: no pages"
+
     def test_an_exception_that_cannot_be_printed_is_described(self):
         class Unprintable(Exception):
             def __str__(self):

@@ -85,7 +85,9 @@ def describe_error(exc: BaseException) -> str:
     try:
         described = traceback.TracebackException.from_exception(exc, compact=True)
         summary = "".join(described.format_exception_only()).strip()
-        text = f"{cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{''.join(described.format()).strip()}"
+        text = "".join(described.format()).strip()
+        if text != summary:  # as it is for one that was never raised
+            text = f"{cut(summary, MAX_ERROR_MESSAGE // 2)}\n\n{text}"
     except Exception:
         logger.warning("An exception cannot be described", exc_info=True)
         text = f"{type(exc).__name__} (its message and traceback cannot be printed)"
