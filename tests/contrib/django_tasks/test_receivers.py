@@ -1,12 +1,13 @@
 """Each task a run, in the process that enqueues it: Django's ImmediateBackend, and transactions."""
 
 import logging
+import traceback
 from importlib import import_module
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.test import override_settings
 
 from tests.contrib.django_tasks import sample_tasks
@@ -136,6 +137,36 @@ class TestWhatIsStored:
         run = own.runs.get(result.id)
         assert (run.status, run.outputs, run.attempt) == ("completed", 1, 1)
         assert tasks.recorded(result.id) is None
+
+    @pytest.mark.parametrize(
+        ("error", "status", "beginning"),
+        [
+            (ValueError("no pages\nat all"), "failed", "ValueError: no pages\nat all\n\nTraceback"),
+            (ValueError(), "failed", "ValueError: \n\nTraceback"),
+            (DatabaseError("gone"), "failed", "django.db.utils.DatabaseError: gone\n\nTraceback"),
+            (SystemExit(3), "cancelled", "SystemExit: 3\n\nTraceback"),
+        ],
+    )
+    def test_an_error_whose_text_alone_the_queue_has_reads_as_any_other(
+        self, error, status, beginning, own
+    ):
+        result = sample_tasks.add_later.enqueue(1)
+        try:
+            raise error
+        except BaseException as exc:
+            path = f"{type(exc).__module__}.{type(exc).__qualname__}"
+            told = "".join(traceback.format_exception(exc))
+        task_error = import_module(f"{TASKS_LIBRARY}.base").TaskError
+        result.errors.append(task_error(exception_class_path=path, traceback=told))
+        object.__setattr__(result, "status", "FAILED")
+
+        signals.task_started.send(sender=None, task_result=result)
+        signals.task_finished.send(sender=None, task_result=result)
+
+        run = own.runs.get(result.id)
+        assert run.status == status
+        assert run.error_message.startswith(beginning)
+        assert run.error_message.count("Traceback") == 1
 
 
 @in_project

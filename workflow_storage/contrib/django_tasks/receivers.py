@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
+from django.utils.module_loading import import_string
 
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.options import TaskOptions, TaskRecordingConfig, options_of
@@ -36,6 +38,10 @@ _SUCCESSFUL = "SUCCESSFUL"
 
 class TaskFailedError(Exception):
     """A task has failed, and its queue has the text of the error only."""
+
+
+class TaskLeftError(BaseException):
+    """A task has left its process, as by SystemExit, and its queue has the text of that only."""
 
 
 def connect_receivers() -> None:
@@ -181,7 +187,20 @@ def _error(task_result: TaskResult) -> BaseException:
     told = task_result.errors[-1]
     if exc is not None and told.exception_class_path == _path(type(exc)):
         return exc
-    return TaskFailedError(f"{told.exception_class_path}\n{told.traceback}")
+    return _as_told(told.exception_class_path, told.traceback or "")
+
+
+def _as_told(path: str, traceback: str) -> BaseException:
+    """Return an exception that reads as the one of which the queue has the text."""
+    module, _, name = path.rpartition(".")
+    last_line = f"\n{name if module == 'builtins' else path}: "
+    _, found, message = traceback.rpartition(last_line)
+    base: type[BaseException] = TaskFailedError
+    with suppress(ImportError, TypeError):
+        if not issubclass(import_string(path), Exception):
+            base = TaskLeftError
+    told = type(name, (base,), {"__module__": module})
+    return told(f"{message.strip() if found else ''}\n\n{traceback.strip()}")
 
 
 def _path(exception: type) -> str:
