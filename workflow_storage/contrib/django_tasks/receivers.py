@@ -199,7 +199,7 @@ def _as_told(path: str, traceback: str) -> BaseException:
     with suppress(ImportError, TypeError):
         if not issubclass(import_string(path), Exception):
             base = TaskLeftError
-    told = type(name, (base,), {"__module__": module})
+    told: type[BaseException] = type(name, (base,), {"__module__": module})
     return told(f"{message.strip() if found else ''}\n\n{traceback.strip()}")
 
 
