@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, connections, transaction
 
 from workflow_storage import RunLostError, StatusConflictError, current_run, record_run
 from workflow_storage.contrib import tasks
 from workflow_storage.contrib.tasks import Task
 from workflow_storage.recorder import RecordedRun
+from workflow_storage.recorder.run import run_around
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import equal_runs
 
@@ -162,6 +164,22 @@ class TestAttempt:
         assert (stored.status, stored.inputs, stored.outputs) == ("completed", None, None)
         assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
 
+    def test_a_run_whose_end_is_not_stored_is_around_nobody_any_more(self, backend, monkeypatch):
+        """In a worker with an event loop the context of what began it is not that of its end."""
+
+        async def work():
+            await sync_to_async(tasks.start)(TASK, backend)
+            assert run_around().run_id == "task-1"
+            monkeypatch.setattr(type(backend.runs), "update_status", out_of_order)
+            with pytest.raises(OSError, match="out of order"):
+                await sync_to_async(tasks.finish)("task-1")
+            return run_around()
+
+        def out_of_order(*args, **kwargs):
+            raise OSError("out of order")
+
+        assert async_to_sync(work)() is None
+
     def test_one_that_is_suspended_waits(self, backend):
         run = tasks.start(TASK, backend)
         with pytest.raises(BaseException, match="approval") as caught:
@@ -241,6 +259,14 @@ class TestEnd:
 
         stored = backend.runs.get("task-1")
         assert (stored.status, stored.error_message) == ("failed", "killed")
+
+    def test_it_leaves_a_run_that_another_worker_has_begun_meanwhile(self, backend):
+        tasks.enqueue(TASK, backend)
+        backend.runs.update_status("task-1", "running", worker="another")
+
+        tasks.end(TASK, RunStatus.FAILED, backend, error_message="late")
+
+        assert backend.runs.get("task-1").status == "running"
 
     def test_it_adds_a_run_where_there_is_none(self, backend):
         tasks.end(TASK, RunStatus.COMPLETED, backend, outputs=1)

@@ -22,7 +22,14 @@ from workflow_storage.exceptions import (
     RunNotFoundError,
     StatusConflictError,
 )
-from workflow_storage.recorder.opening import AROUND, Beginning, Opened, Resumption, id_around
+from workflow_storage.recorder.opening import (
+    AROUND,
+    Beginning,
+    Opened,
+    Resumption,
+    id_around,
+    this_worker,
+)
 from workflow_storage.recorder.recording import Recording
 from workflow_storage.serialization import payload_json
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
@@ -228,8 +235,8 @@ def finish(task_id: str, *, outputs: Any = None, exc: BaseException | None = Non
         with keeping_transaction(run.backend):
             recording.__exit__(None if exc is None else type(exc), exc, None)
     finally:
-        # Also where the transaction is broken already: nobody else is to find this run around.
-        recording.leave(run.status)
+        # Also where the end could not be stored: nobody else is to find this run around.
+        recording.leave(RunStatus.CANCELLED if run.status is RunStatus.RUNNING else run.status)
     return True
 
 
@@ -295,7 +302,9 @@ def end(
     outputs: Any = None,
     error_message: str | None = None,
 ) -> None:
-    """End the run of a task that was not begun in this thread, or not at all, unless it has ended.
+    """End the run of a task that was not begun in this thread, or not at all.
+
+    One that has ended stays as it is, and so does one that another worker has begun.
 
     Args:
         task: which task.
@@ -316,6 +325,8 @@ def end(
             backend.runs.add(
                 WorkflowRun(status=status, parent_id=task.parent_id, **task.fields(), **fields)
             )
+        elif run.status == RunStatus.RUNNING and run.worker not in (None, this_worker()):
+            logger.warning("Task %s has ended here, and is carried out by %s", task.id, run.worker)
         elif not RunStatus(run.status).is_terminal:
             backend.runs.update_status(
                 task.run_id,
