@@ -1,12 +1,15 @@
 """Which tasks of a queue are recorded and how: what a project sets, and what a task says of itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from django.apps import AppConfig
 from django.conf import settings
+from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from workflow_storage.checks import check_store
 from workflow_storage.config import StorageConfig
 from workflow_storage.contrib.tasks import HEARTBEAT
 
@@ -47,6 +50,18 @@ class TaskRecordingConfig(BaseModel):
             raise ImproperlyConfigured(f"The setting {setting} cannot be used: {exc}") from exc
 
 
+def register_check(setting: str) -> None:
+    """Let ``manage.py check`` look at the store that the setting of an integration names, if it does."""
+
+    def check_backend(
+        app_configs: Sequence[AppConfig] | None, **kwargs: Any
+    ) -> list[checks.CheckMessage]:
+        backend = TaskRecordingConfig.of_project(setting).backend
+        return [] if backend is None else check_store(f"{setting}['backend']", backend)
+
+    checks.register(check_backend)
+
+
 class TaskOptions(NamedTuple):
     """How a task is recorded."""
 
@@ -65,7 +80,12 @@ def record_task(
             matter then.
         workflow_name: the name of its runs; None for that of the task.
         inputs: whether its arguments are stored with the run.
+
+    Raises:
+        TypeError: without parentheses.
     """
+    if not isinstance(record, bool):
+        raise TypeError("@record_task takes parentheses: @record_task(), or @record_task(False).")
     options = TaskOptions(record, workflow_name, inputs)
 
     def marked(task: _T) -> _T:

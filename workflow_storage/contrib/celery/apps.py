@@ -11,8 +11,10 @@ class CeleryConfig(AppConfig):
 
     def ready(self) -> None:
         """Check the setting, and connect the receivers."""
-        from workflow_storage.contrib.celery.options import project_config
+        from workflow_storage.contrib.celery.options import SETTING, project_config
         from workflow_storage.contrib.celery.receivers import connect_receivers
+        from workflow_storage.contrib.options import register_check
 
         project_config()
         connect_receivers()
+        register_check(SETTING)

@@ -10,7 +10,9 @@ class DjangoTasksConfig(AppConfig):
     label = "workflow_storage_django_tasks"
 
     def ready(self) -> None:
-        """Connect the receivers."""
-        from workflow_storage.contrib.django_tasks.receivers import connect_receivers
+        """Connect the receivers, and register what ``manage.py check`` says."""
+        from workflow_storage.contrib.django_tasks.receivers import SETTING, connect_receivers
+        from workflow_storage.contrib.options import register_check
 
         connect_receivers()
+        register_check(SETTING)
