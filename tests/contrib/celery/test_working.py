@@ -126,6 +126,19 @@ def test_a_task_that_is_suspended_waits_and_goes_on_when_it_is_sent_again(store)
     assert attempts(store, result.id) == [(1, "pending"), (2, "completed")]
 
 
+@pytest.mark.parametrize(
+    ("options", "ended"), [({"retries": 1}, "failed"), ({"replaced_task_nesting": 1}, "pending")]
+)
+def test_the_attempt_is_over_before_the_next_one_can_begin(store, broker, options, ended):
+    result = project.sends_itself.apply(kwargs=options)
+
+    assert result.get() == "pending"
+    (attempt,) = store.runs.list_attempts(result.id)
+    assert attempt.status == ended
+    if ended == "failed":
+        assert attempt.error_message == publishing.TRIED_AGAIN
+
+
 def test_one_whose_retry_cannot_be_sent_has_failed(store, broker):
     project.sends_itself_nowhere.apply()
 
