@@ -23,6 +23,7 @@ from workflow_storage import exceptions as errors
         errors.InvalidPayloadError("inputs is not JSON"),
         errors.StorageUnavailableError("down"),
         errors.SameStoreError(),
+        errors.DamagedFieldError("inputs", "it is no JSON"),
         errors.StepNotFoundError("an-id", 7),
         errors.NotInDatabaseError("an-id", "save()", "use runs.update()"),
         errors.CannotMoveError(),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workflow_storage.deltas import EncodedCheckpoint
     from workflow_storage.exceptions import (
         CannotMoveError,
+        DamagedFieldError,
         DamagedStateError,
         ExportFileError,
         InvalidFieldError,
@@ -68,6 +69,7 @@ _MODULES = {
     "deltas": ("EncodedCheckpoint",),
     "exceptions": (
         "CannotMoveError",
+        "DamagedFieldError",
         "DamagedStateError",
         "ExportFileError",
         "InvalidFieldError",
@@ -107,6 +109,7 @@ __all__ = [
     "CannotMoveError",
     "Checkpoint",
     "Damage",
+    "DamagedFieldError",
     "DamagedStateError",
     "EncodedCheckpoint",
     "ExecutionState",

@@ -36,7 +36,12 @@ from workflow_storage.deltas import (
     encode_state,
     whole_state,
 )
-from workflow_storage.exceptions import RunNotFoundError, StorageError, StorageUnavailableError
+from workflow_storage.exceptions import (
+    DamagedFieldError,
+    RunNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from workflow_storage.paging import PageLength, emptied
 from workflow_storage.serialization import state_text
 from workflow_storage.summaries import RunSummary, Summaries, valid_groups
@@ -997,6 +1002,8 @@ class StorageBackend(_Repositories):
             return self.runs.get(run_id)
         except StorageUnavailableError:
             raise
+        except DamagedFieldError as exc:
+            return Damage(run_id, f"it cannot be read: {exc.problem}")
         except UNREADABLE as exc:
             return Damage(run_id, f"it cannot be read: {exc}")
 

@@ -283,6 +283,21 @@ class DamagedStateError(StorageError):
         )
 
 
+class DamagedFieldError(StorageError):
+    """A stored JSON field of a row cannot be read; the database does not say of which row.
+
+    Attributes:
+        problem: what cannot be read, and why, in a sentence without its full stop.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.problem = f"{field} cannot be read: {reason}"
+
+    def __str__(self) -> str:
+        return f"{self.problem}. Run manage.py check_runs, which names the run."
+
+
 class UnsupportedBackendError(StorageError, ValueError):
     """The configuration names no backend that there is."""
 

@@ -28,7 +28,7 @@ from django.db.models.fields.json import (
 from django.db.models.lookups import Exact, In, Lookup
 from django.db.models.sql.query import Query
 
-from workflow_storage.exceptions import StorageError
+from workflow_storage.exceptions import DamagedFieldError
 from workflow_storage.serialization import dump_json, is_deeper, is_utf8, load_json, payload_json
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ExactJSONField(_ByteForByte, _JSONField):
         try:
             return load_json(value)
         except ValueError as exc:
-            raise StorageError(f"{self.name} cannot be read: {exc}") from exc
+            raise DamagedFieldError(str(self.name), str(exc)) from exc
 
     def value_to_string(self, obj: models.Model) -> Any:
         """Return a value as ``dumpdata`` writes it, without escapes.
