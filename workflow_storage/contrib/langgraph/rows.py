@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db.models import Q
 from django.utils import timezone
 
+from workflow_storage.backends.orm.compiled_queries import Parameter
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.errors import operation, reading
 from workflow_storage.contrib.langgraph.chains import (
@@ -25,14 +26,19 @@ from workflow_storage.contrib.langgraph.models import (
 )
 from workflow_storage.contrib.langgraph.names import ThreadName
 from workflow_storage.contrib.langgraph.packing import Stored
-from workflow_storage.contrib.langgraph.tables import Tables
+from workflow_storage.contrib.langgraph.tables import KEY, Tables
 from workflow_storage.exceptions import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from django.db.models import QuerySet
+
     from workflow_storage.contrib.langgraph.models import ThreadNamespace
     from workflow_storage.contrib.langgraph.packing import Packing, Typed
+
+_THREAD = Parameter("row", CheckpointWrite._meta.get_field("thread"))
+_CHECKPOINT = Parameter("checkpoint", CheckpointWrite._meta.get_field("checkpoint_id"))
 
 _UNIQUE_CHECKPOINT = ("thread_id", "checkpoint_id")
 _UNIQUE_WRITE = ("thread_id", "checkpoint_id", "task_id", "idx")
@@ -90,7 +96,7 @@ class CheckpointRows(Tables):
         """Store a checkpoint, or what replaces one, with the values that its parent does not have."""
         key = name.key
         in_callers = in_callers_transaction(self.connection)
-        with self.transaction():
+        with self.in_turn(), self.transaction():
             thread = self.locked(name, key)
             heads = self._heads(thread, key, new, packing)
             blobs: dict[str, int] = {}
@@ -124,7 +130,7 @@ class CheckpointRows(Tables):
     ) -> None:
         """Store writes of a task: what is there stays, but for those below 0, which are replaced."""
         by_idx = {write.idx: write for write in writes}
-        with self.transaction():
+        with self.in_turn(), self.transaction():
             thread = self.locked(name, name.key)
             for write in by_idx.values():
                 self.queries(CheckpointWrite).put(
@@ -222,16 +228,28 @@ class CheckpointRows(Tables):
     @reading
     def get(self, name: ThreadName, checkpoint_id: str | None) -> Found | None:
         """Return a checkpoint, or the newest one; None if there is none."""
-        found = self.all(GraphCheckpoint).filter(thread__key=name.key)
+
+        def newest() -> QuerySet[GraphCheckpoint]:
+            found = self.all(GraphCheckpoint).filter(thread__key=KEY)
+            if checkpoint_id is not None:
+                found = found.filter(checkpoint_id=_CHECKPOINT)
+            return found.order_by("-checkpoint_id")[:1]
+
+        def written() -> QuerySet[CheckpointWrite]:
+            return self.all(CheckpointWrite).filter(thread_id=_THREAD, checkpoint_id=_CHECKPOINT)
+
+        values = {"thread": name.key}
         if checkpoint_id is not None:
-            found = found.filter(checkpoint_id=checkpoint_id)
-        while True:
-            row = found.order_by("-checkpoint_id").first()
-            if row is None:
-                return None
-            blobs, writes = self._belongings([row])
+            values["checkpoint"] = checkpoint_id
+        checkpoints, of_tasks = self.queries(GraphCheckpoint), self.queries(CheckpointWrite)
+        while rows := checkpoints.objects(("get", *values), newest, keyed=True, **values):
+            [row] = rows
+            blobs = self.chains(row.blobs.values())
             if self._is_whole(row, blobs):
-                return Found(name, row, blobs, writes)
+                of_row = {"row": row.thread_id, "checkpoint": row.checkpoint_id}
+                writes = of_tasks.objects("of", written, keyed=True, **of_row)
+                return Found(name, row, blobs, sorted(writes, key=_order))
+        return None
 
     @reading
     def run_id(self, name: ThreadName, checkpoint_id: str | None) -> str | None:
@@ -303,7 +321,7 @@ class CheckpointRows(Tables):
         for thread_id, checkpoint_ids in by_thread.items():
             of_rows |= Q(thread_id=thread_id, checkpoint_id__in=checkpoint_ids)
         writes = list(self.all(CheckpointWrite).filter(of_rows)) if rows else []
-        writes.sort(key=lambda write: (write.task_path, write.task_id, write.idx))
+        writes.sort(key=_order)
         return blobs, writes
 
     def chains(self, blob_ids: Iterable[int]) -> dict[int, Row]:
@@ -317,6 +335,11 @@ class CheckpointRows(Tables):
                 for blob_id, base_id, position, kind, data in cursor.fetchall():
                     found[blob_id] = Row(base_id, position, Stored(kind, bytes(data)))
         return found
+
+
+def _order(write: CheckpointWrite) -> tuple[str, str, int]:
+    """Return what LangGraph applies the writes of a step in the order of."""
+    return write.task_path, write.task_id, write.idx
 
 
 _CHAINS = f"""

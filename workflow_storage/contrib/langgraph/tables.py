@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import threading
+from collections import defaultdict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +28,14 @@ if TYPE_CHECKING:
 
 _M = TypeVar("_M", bound=Model)
 
-_KEY = Parameter("thread", ThreadNamespace._meta.get_field("key"))
+_turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+if hasattr(os, "register_at_fork"):
+    # A child does not have the thread that has its turn.
+    os.register_at_fork(after_in_child=_turns.clear)
+
+KEY = Parameter("thread", ThreadNamespace._meta.get_field("key"))
+"""The key of a thread in a compiled query."""
 
 
 class Tables:
@@ -60,6 +70,17 @@ class Tables:
         """Return the queries on a table that are compiled once."""
         return Queries(model, self.alias)
 
+    def in_turn(self) -> AbstractContextManager[Any]:
+        """Let the threads of this process write one after the other, where that is how it is anyway.
+
+        LangGraph saves a checkpoint and writes of tasks at the same time. Who waits for SQLite sleeps
+        for a millisecond or more; who waits for a lock of Python's goes on at once.
+        """
+        connection = self.connection
+        if connection.features.has_select_for_update or in_callers_transaction(connection):
+            return nullcontext()
+        return _turns[self.alias]
+
     def transaction(self) -> AbstractContextManager[Any]:
         """Begin a transaction, or a savepoint in the caller's if that is in this thread."""
         if borrows():
@@ -89,7 +110,7 @@ class Tables:
         table, queries = self.all(ThreadNamespace), self.queries(ThreadNamespace)
 
         def found() -> QuerySet[ThreadNamespace]:
-            return self.with_lock(table.filter(key=_KEY))
+            return self.with_lock(table.filter(key=KEY))
 
         self.begin_writing()
         while not (rows := queries.objects("locked", found, keyed=True, thread=key)):
