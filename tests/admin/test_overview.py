@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 from django.core.cache import cache
+from django.http import QueryDict
 from django.urls import reverse
 
 from workflow_storage.admin import overview
+from workflow_storage.admin.selection import selection_of
 from workflow_storage.testing import stored_run
 
 pytestmark = pytest.mark.django_db
@@ -112,3 +114,26 @@ def test_it_names_the_filters_that_are_not_counted_in(admin_client, backend, par
     url = reverse("admin:workflow_storage_run_overview")
     page = admin_client.get(url, {"fragment": 1, **parameters}).content.decode()
     assert re.findall(r"Not counted in here: (.*)\.<", page) == ([left_out] if left_out else [])
+
+
+def test_every_database_counts_the_same(sql_backend):
+    for number in range(3):
+        stored_run(
+            sql_backend,
+            workflow_name=f"workflow-{number % 2}",
+            status="completed",
+            duration_seconds=number + 0.5,
+            total_tokens=10,
+        )
+    stored_run(sql_backend, workflow_name="workflow-0", status="failed")
+    parameters = QueryDict("since=2d")
+
+    found = overview.overview(sql_backend, selection_of(parameters), parameters, "/runs/")
+
+    charts = " ".join(found.charts)
+    assert "completed 3<" in charts
+    assert "failed 1<" in charts
+    assert ">30<" in charts
+    failed, slowest = found.rankings
+    assert "1 of 3" in failed
+    assert re.findall(r">(workflow-\d)</a>", slowest) == ["workflow-0", "workflow-1"]
