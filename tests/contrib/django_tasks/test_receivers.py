@@ -2,6 +2,7 @@
 
 import logging
 import traceback
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -241,16 +242,27 @@ class TestTransactions:
 
         assert own.runs.list_runs() == []
 
-    def test_a_task_of_no_database_waits_for_the_transaction_of_the_store(self, own, monkeypatch):
+    def test_a_task_of_no_database_waits_for_the_transaction_of_the_store(self, own):
         """Its worker may begin it before: it would wait for the row of the pending run."""
-        seen = []
+        waiting = replace(sample_tasks.add.enqueue(1), id="task-2", status="READY")
+
+        with transaction.atomic():
+            signals.task_enqueued.send(sender=None, task_result=waiting)
+            assert own.runs.get("task-2") is None
+
+        assert own.runs.get("task-2").status == "pending"
+
+    def test_one_that_is_carried_out_in_a_transaction_is_added_once(self, own, monkeypatch):
+        added = []
+        add = type(own.runs).add
         monkeypatch.setattr(
-            type(own.runs), "add", lambda runs, run: seen.append((run.status, run.attempt))
+            type(own.runs), "add", lambda runs, run: added.append(run.id) or add(runs, run)
         )
         with transaction.atomic():
-            sample_tasks.add.enqueue(1)
-            assert ("pending", 0) not in seen
-        assert ("pending", 0) in seen
+            result = sample_tasks.add.enqueue(1)
+
+        assert added == [result.id]
+        assert own.runs.get(result.id).status == "completed"
 
 
 @in_project

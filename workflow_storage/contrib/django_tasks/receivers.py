@@ -33,6 +33,7 @@ BACKEND_LABEL = "task_backend"
 SETTING = "WORKFLOW_STORAGE_DJANGO_TASKS"
 
 _LIBRARIES = ("django.tasks", "django_tasks")
+_READY = "READY"
 _SUCCESSFUL = "SUCCESSFUL"
 
 
@@ -89,7 +90,10 @@ def _enqueued(task_id: str, task_result: TaskResult) -> None:
     task = _task(task_id, task_result, options)._replace(parent_id=id_around(backend))
     database = _database(task_result)
     if database is None:
-        backend.on_commit(lambda: _enqueue(task_id, task, backend))
+        # One that is carried out at once has its run by then.
+        backend.on_commit(
+            lambda: _enqueue(task_id, task, backend) if task_result.status == _READY else None
+        )
     elif _is_on_its_connection(backend, database):
         tasks.enqueue(task, backend)
     else:
