@@ -162,8 +162,12 @@ class _Attempt:
 
     def steps(self, backend: StorageBackend, inputs: Any) -> Steps[Opened]:
         """Begin the attempt."""
+        # Most wait. To begin such a run takes a statement; to take one over, a transaction.
+        waiting = Resumption(self._task.run_id, statuses=(RunStatus.PENDING,))
         again = Resumption(self._task.run_id, statuses=tuple(RunStatus))
         try:
+            return (yield from waiting.steps(backend, inputs))
+        except StatusConflictError:
             return (yield from again.steps(backend, inputs))
         except RunNotFoundError:
             pass

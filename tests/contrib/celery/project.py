@@ -221,9 +221,9 @@ def secret(password):
 
 
 @shared_task
-def nested():
+def nested(at_once=False):
     with record_run("inside", backend=current_run().backend):
-        return add.delay(1, 2).id
+        return (add.apply if at_once else add.apply_async)((1, 2)).id
 
 
 @shared_task

@@ -75,6 +75,14 @@ def test_a_task_in_a_recording_has_it_as_parent(store):
     assert run.workflow_name == "tests.contrib.celery.project.add"
 
 
+def test_so_has_one_in_a_recording_in_a_task(store):
+    project.nested.apply(kwargs={"at_once": True})
+
+    runs = {run.workflow_name.rpartition(".")[2]: run for run in store.runs.list_runs()}
+    assert runs["add"].parent_id == runs["inside"].id
+    assert runs["inside"].parent_id == runs["nested"].id
+
+
 def test_what_a_task_sets_is_its_result_if_it_returns_none(store):
     project.sets_outputs.apply()
 

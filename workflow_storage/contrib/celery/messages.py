@@ -39,7 +39,9 @@ def task_of_message(
     )
 
 
-def task_of_request(task: CeleryTask[Any, Any], options: TaskOptions) -> tasks.Task:
+def task_of_request(
+    task: CeleryTask[Any, Any], options: TaskOptions, backend: StorageBackend
+) -> tasks.Task:
     """Return the task that is about to be carried out in this thread."""
     request: Context = task.request
     headers = {
@@ -54,7 +56,7 @@ def task_of_request(task: CeleryTask[Any, Any], options: TaskOptions) -> tasks.T
         options.workflow_name or request.shadow or task.name,
         _inputs(headers, request.args, request.kwargs) if options.inputs else None,
         _labels(task_id, queue, request.root_id, request.group),
-        request.parent_id,
+        id_around(backend) or request.parent_id,
     )
 
 

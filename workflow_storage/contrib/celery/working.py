@@ -14,7 +14,6 @@ from workflow_storage.contrib.celery.messages import task_of_request
 from workflow_storage.contrib.celery.options import options_of, project_backend, project_config
 from workflow_storage.recorder import Suspended, describe_error
 from workflow_storage.recorder.failures import outcome_of
-from workflow_storage.recorder.opening import this_worker
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _begin(task_id: str, task: CeleryTask[Any, Any]) -> None:
     if task.name == _ACCUMULATE and backend.runs.get(tasks.run_id_of(task_id)) is None:
         del vars(task.request)[_BEGUN]
         return
-    run = tasks.start(task_of_request(task, options), backend, project_config().heartbeat)
+    run = tasks.start(task_of_request(task, options, backend), backend, project_config().heartbeat)
     run.suspension = SuspendedTask
     vars(task.request)[_BEGUN] = True
 
@@ -107,13 +106,9 @@ def _end(task_id: str, task: CeleryTask[Any, Any], state: str | None, retval: An
     if state in {states.RETRY, states.IGNORED, states.REJECTED} or _is_terminated():
         return
     backend = project_backend()
-    with tasks.keeping_transaction(backend):
-        run = backend.runs.get(tasks.run_id_of(task_id))
-    if run is not None and run.status == RunStatus.RUNNING and run.worker != this_worker():
-        return  # another worker began it at the same time
     exc = None if state == states.SUCCESS else _left_with(retval)
     tasks.end(
-        task_of_request(task, options_of(task.name)),
+        task_of_request(task, options_of(task.name), backend),
         RunStatus.COMPLETED if exc is None else outcome_of(None, exc, task_id)[0].status,
         backend,
         outputs=retval if exc is None and not _ignores_result(task) else None,
