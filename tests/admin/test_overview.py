@@ -116,6 +116,22 @@ def test_it_names_the_filters_that_are_not_counted_in(admin_client, backend, par
     assert re.findall(r"Not counted in here: (.*)\.<", page) == ([left_out] if left_out else [])
 
 
+def test_it_links_other_times_of_the_same_runs(admin_client, backend):
+    url = reverse("admin:workflow_storage_run_overview")
+    page = admin_client.get(url, {"workflow": "a", "since": "7d"})
+    links = {address: is_shown for _text, address, is_shown in page.context["times"]}
+    assert links == {
+        "?workflow=a&since=1h": False,
+        "?workflow=a&since=24h": False,
+        "?workflow=a&since=7d": True,
+        "?workflow=a&since=30d": False,
+    }
+    page = admin_client.get(url, {"until": "2026-01-01"})
+    assert not any(is_shown for _text, _address, is_shown in page.context["times"])
+    page = admin_client.get(url, {"since": "yesterday"})
+    assert "since=yesterday: no time." in page.content.decode()
+
+
 def test_every_database_counts_the_same(sql_backend):
     for number in range(3):
         stored_run(

@@ -17,7 +17,9 @@ from django.urls import path, reverse
 from django.utils.http import content_disposition_header, urlencode
 from django.utils.translation import gettext as _
 
+from workflow_storage.admin import selection
 from workflow_storage.admin.diffs import diff_block
+from workflow_storage.admin.filters import TimeFilter
 from workflow_storage.admin.overview import overview
 from workflow_storage.admin.rendering import (
     cost_text,
@@ -51,7 +53,7 @@ from workflow_storage.validation import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from django.http import HttpRequest
+    from django.http import HttpRequest, QueryDict
     from django.utils.safestring import SafeString
 
     from workflow_storage.admin.masking import Mask
@@ -204,6 +206,8 @@ class RunViews:
             **self.admin_site.each_context(request),
             "opts": WorkflowRun._meta,
             "title": _("Runs over time"),
+            "problems": asked.problems,
+            "times": _times(parameters),
             "media": self.media,  # type: ignore[attr-defined]
         }
         return self._response(request, "overview.html", {**around, **context})
@@ -444,6 +448,18 @@ class RunViews:
                 "regions": regions,
             }
         )
+
+
+def _times(parameters: QueryDict) -> list[tuple[str, str, bool]]:
+    """Return text and address of other times to look at, and whether it is the one that is shown."""
+    shown = "" if parameters.get(selection.UNTIL) else parameters.get(selection.SINCE) or "24h"
+    times = []
+    for since, text in TimeFilter.links:
+        asked = parameters.copy()
+        asked[selection.SINCE] = since
+        asked.pop(selection.UNTIL, None)
+        times.append((str(text), f"?{asked.urlencode()}", since == shown))
+    return times
 
 
 def _newest_state_at() -> Subquery:
