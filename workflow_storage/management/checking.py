@@ -36,10 +36,13 @@ def problems_of(
     """
     for _ in range(TRIES):
         try:
-            problems = [f"its {name} cannot be right: {value!r:.100}" for name, value in damaged]
-            if not damaged:
-                problems += [*_of_times(run), *_of_attempts(backend, run)]
-            if not {"attempt", "forked_from_step"} & dict(damaged).keys():
+            if damaged:
+                problems = [
+                    f"its {name} cannot be right: {value!r:.100}" for name, value in damaged
+                ]
+            else:
+                problems = [*_of_times(run), *_of_attempts(backend, run)]
+            if not (damaged and {"attempt", "forked_from_step"} & dict(damaged).keys()):
                 problems += _of_states(backend, run, count)
         except RunNotFoundError:
             return []
