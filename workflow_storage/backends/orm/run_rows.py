@@ -74,7 +74,8 @@ class RunRows(Database):
         with self.transaction():
             self.run_queries.insert(**fields)
             self.insert_labels(fields["id"], fields["labels"], fields["started_at"])
-            self.insert_attempts(fields["id"], attempts)
+            if attempts:
+                self.insert_attempts(fields["id"], attempts)
 
     def change_status(
         self, run_id: str, change: StatusChange, conditions: Sequence[Condition]
