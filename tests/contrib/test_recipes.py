@@ -10,6 +10,7 @@ from agents import Agent, Runner
 from agents.memory import Session, SQLiteSession
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import async_to_sync
+from django.utils import timezone
 from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai import BinaryContent
 from pydantic_ai.models.test import TestModel as TalkingModel
@@ -21,6 +22,7 @@ from pydantic_ai_harness.step_persistence import (
 
 from tests.test_readme import ROOT, TESTED
 from workflow_storage import (
+    ExecutionState,
     NotResumableError,
     WorkflowRun,
     create_storage_backend,
@@ -111,6 +113,21 @@ class TestSession:
         agent = Agent("assistant", model=ScriptedModel([]))
         with resume_run(chat), pytest.raises(NotResumableError):
             async_to_sync(recipe["turn"])(chat, agent, "Me first!")
+
+    def test_the_turn_after_one_that_was_killed_goes_on(self, recipe, chat, backend):
+        with resume_run(chat) as run:
+            async_to_sync(recipe["RunSession"](run).add_items)([item("Are you there?")])
+            run.suspend("the next message")
+        long_ago = timezone.now() - 2 * recipe["KILLED"]
+        backend.runs.update_status(chat, "running", attempt_started_at=long_ago)
+        ExecutionState.objects.update(created_at=long_ago)
+        agent = Agent("assistant", model=ScriptedModel([[assistant_message("Yes.")]]))
+
+        assert async_to_sync(recipe["turn"])(chat, agent, "Hello?") == "Yes."
+
+        said = [one["content"] for one in backend.states.get_latest_state(chat)["items"]]
+        assert said[:2] == ["Are you there?", "Hello?"]
+        assert [one.status for one in backend.runs.list_attempts(chat)][1] == "failed"
 
     def test_it_can_be_cut_to_the_last_items(self, recipe, chat):
         async def first_turns():
@@ -279,6 +296,17 @@ class TestTracing:
         assert whole.attributes["gen_ai.operation.name"] == "invoke_workflow"
         assert whole.attributes["gen_ai.workflow.name"] == "order"
         assert whole.attributes["workflow_storage.run_id"] == "task-1"
+
+    def test_a_run_that_is_resumed_after_it_has_ended_sends_its_span_again(self, exporter):
+        with pytest.raises(OSError, match="no"), record_run("order") as run:
+            raise OSError("no stock")
+        with resume_run(run.run_id):
+            pass
+
+        failed, whole = exporter.get_finished_spans()
+        assert failed.context.span_id == whole.context.span_id
+        assert failed.start_time == whole.start_time
+        assert failed.end_time <= whole.end_time
 
     def test_runs_of_async_code_are_traced(self, exporter):
         async def work():
