@@ -143,7 +143,8 @@ def test_pages_take_as_many_queries_for_many_rows_as_for_few(admin_client, backe
     few, many = found
     assert many == few
     assert many["overview of 7 days"] <= 5  # of which two find out who asks
-    assert max(many.values()) <= 17
+    # Of which two are a savepoint, as there is one where a page is in a transaction.
+    assert max(many.values()) <= 19
 
 
 @pytest.mark.parametrize("common", [1, 100])
