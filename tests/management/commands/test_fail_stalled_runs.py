@@ -6,8 +6,10 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.utils import timezone
 
+from tests.management.conftest import run_transfer
 from tests.recorder.conftest import only_run
 from workflow_storage.testing import stored_run
 
@@ -96,3 +98,36 @@ class TestFailStalledRuns:
     def test_call_command_refuses_what_is_no_time(self, backend, any_url, idle):
         with pytest.raises(CommandError, match=r"is no time|is negative"):
             call_command("fail_stalled_runs", idle=idle, backend=any_url)
+
+
+def test_a_run_that_cannot_be_read_is_failed_with_the_others_and_named(sql_backend, sql_url):
+    old = timezone.now() - timedelta(hours=1)
+    for number in range(30):
+        stored_run(sql_backend, id=f"{number:02}", status="running", started_at=old)
+    stored_run(sql_backend, id="alive", status="running")
+    stored_run(sql_backend, id="other", status="pending", started_at=old)
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET inputs = '{no json' WHERE id = '07'")
+    arguments = ("fail_stalled_runs", "--idle=15m", "--backend", sql_url)
+
+    out, _, error = run_transfer(*arguments, "--dry-run")
+    assert (out, "inputs cannot be read" in error) == ("", True)
+    assert run_transfer(*arguments, "--limit=2", "--format=csv")[0].count("\n") == 3
+    out, err, error = run_transfer(*arguments)
+
+    assert out.endswith("28 runs set to failed.\n")
+    assert "damaged: inputs cannot be read" in out
+    assert error.startswith("Workflow run 07 is damaged: inputs cannot be read")
+    assert err == ""
+    with connections[sql_backend.alias].cursor() as cursor:
+        cursor.execute("SELECT status, COUNT(*) FROM workflow_runs GROUP BY status")
+        assert dict(cursor.fetchall()) == {"failed": 30, "running": 1, "pending": 1}
+
+
+def test_nothing_is_failed_for_a_selection_that_cannot_be_meant(any_backend, any_url):
+    old = timezone.now() - timedelta(hours=1)
+    stored_run(any_backend, id="old", status="running", started_at=old)
+    for options in ({"status": "done"}, {"idle": timedelta(seconds=-1)}, {"workflow": 5}):
+        with pytest.raises(CommandError):
+            call_command("fail_stalled_runs", **{"idle": "15m", "backend": any_url, **options})
+    assert any_backend.runs.get("old").status == "running"
