@@ -10,16 +10,14 @@ from django.db import IntegrityError
 from django.db.models import (
     BigIntegerField,
     DateTimeField,
-    F,
     IntegerField,
     OuterRef,
     QuerySet,
     Subquery,
 )
-from django.db.models.functions import Coalesce
 
 from workflow_storage.attempts import refusal
-from workflow_storage.backends.orm.compiled_queries import Parameter
+from workflow_storage.backends.orm import state_statements
 from workflow_storage.backends.orm.conditions import (
     Condition,
     in_attempt,
@@ -28,18 +26,18 @@ from workflow_storage.backends.orm.conditions import (
     with_parameters,
 )
 from workflow_storage.backends.orm.dialects import dialect_of
-from workflow_storage.backends.orm.repository import RUN_ID, Database
+from workflow_storage.backends.orm.repository import Database
+from workflow_storage.backends.orm.state_statements import step_parameter
 from workflow_storage.deltas import chain_steps, is_delta
 from workflow_storage.exceptions import RunNotFoundError, StorageError
-from workflow_storage.models import ExecutionState, WorkflowRun, stored_bytes
+from workflow_storage.models import stored_bytes
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import is_possible_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
 
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 Mark = tuple[int | None, "datetime | None"]
 """What tells the row of a state from another one of its step: its id and created_at.
@@ -169,7 +167,7 @@ class StateRows(Database):
             return []
 
         def page() -> QuerySet[Any, Any]:
-            later = self.its_states().filter(step__gt=_step("after")).order_by("step")
+            later = self.its_states().filter(step__gt=step_parameter("after")).order_by("step")
             return later.values_list(*StoredState._fields)[:STATES_PAGE]
 
         rows = self.state_queries.rows("history", page, keyed=True, run_id=run_id, after=after)
@@ -183,7 +181,7 @@ class StateRows(Database):
         steps = {f"step_{number}": link for number, link in enumerate(chain_steps(step))}
 
         def those_states() -> QuerySet[Any, Any]:
-            parameters: Any = [_step(name) for name in steps]
+            parameters: Any = [step_parameter(name) for name in steps]
             return self.its_states().filter(step__in=parameters).values_list(*StoredState._fields)
 
         rows = self.state_queries.rows(
@@ -213,7 +211,7 @@ class StateRows(Database):
             if dialect_of(self.connection).locks_see_newest:
                 states = self.with_lock(states)
             newest = states.order_by("-step").values("step")[:1]
-            of_base = states.filter(step=_step("base"))
+            of_base = states.filter(step=step_parameter("base"))
             run = with_parameters(self.the_run(), conditions)
             return self.with_lock(run, no_key=True).values_list(
                 Subquery(newest, output_field=IntegerField()),
@@ -242,7 +240,7 @@ class StateRows(Database):
         noted = ("current_node", *checkpoint.totals)
         with self.run_queries.execute(
             ("note", *noted, checkpoint.is_fenced),
-            partial(_note, noted=noted, fenced=checkpoint.is_fenced),
+            partial(state_statements.note, noted=noted, fenced=checkpoint.is_fenced),
             run_id=run_id,
             **checkpoint.noted,
         ) as cursor:
@@ -301,7 +299,7 @@ class StateRows(Database):
         """
         row_id, step = self.state_queries.insert(
             returning=["id", "step"],
-            computed=_computed_step,
+            computed=state_statements.next_step,
             run_id=run_id,
             state_json=checkpoint.text.decode(),
             **checkpoint.columns,
@@ -318,7 +316,7 @@ class StateRows(Database):
         """
         with self.state_queries.execute(
             ("expected", *checkpoint.names),
-            partial(_insert_expected, names=checkpoint.names),
+            partial(state_statements.insert_expected, names=checkpoint.names),
             run_id=run_id,
             step=step,
             state_json=checkpoint.text.decode(),
@@ -364,7 +362,7 @@ class StateRows(Database):
         if not dialect_of(self.connection).updates_within:
             with self.state_queries.execute(
                 ("following", *names),
-                partial(_insert_following, names=names, based=based),
+                partial(state_statements.insert_following, names=names, based=based),
                 **values,
                 **of_base,
             ) as cursor:
@@ -374,7 +372,7 @@ class StateRows(Database):
         with self.state_queries.execute(
             ("following", *names, *noted),
             partial(
-                _insert_following_and_note,
+                state_statements.insert_following_and_note,
                 names=names,
                 based=based,
                 noted=changed,
@@ -399,7 +397,7 @@ class StateRows(Database):
         with self.state_queries.execute(
             ("note", *noted, checkpoint.is_fenced, *checkpoint.names),
             partial(
-                _insert_and_note,
+                state_statements.insert_and_note,
                 noted=noted,
                 fenced=checkpoint.is_fenced,
                 names=checkpoint.names,
@@ -417,7 +415,11 @@ class StateRows(Database):
     def copy(self, run_id: str, target_run_id: str, through: int) -> int:
         """Insert the states of a run up to a step for another run, as they are; return how many."""
         with self.state_queries.execute(
-            "copy", _copy, run_id=run_id, target_run_id=target_run_id, through=through
+            "copy",
+            state_statements.copy,
+            run_id=run_id,
+            target_run_id=target_run_id,
+            through=through,
         ) as cursor:
             return int(cursor.rowcount)
 
@@ -449,147 +451,3 @@ def by_step(chain: Iterable[StoredState]) -> dict[int, bytes]:
 def fence(attempt: int | None) -> list[Condition]:
     """Return the conditions that a run is running in an attempt; none for any attempt."""
     return [] if attempt is None else [in_status([RunStatus.RUNNING]), in_attempt(attempt)]
-
-
-def _step(name: str) -> Parameter:
-    return Parameter(name, ExecutionState._meta.get_field("step"))
-
-
-def _computed_step() -> dict[str, Any]:
-    """Return the next step of a run. If there is no such run, its foreign key refuses the row."""
-    states = ExecutionState._base_manager.filter(run_id=RUN_ID).order_by("-step")
-    return {"step": Coalesce(Subquery(states.values_list(F("step") + 1)[:1]), 0)}
-
-
-def _insert_expected(
-    connection: BaseDatabaseWrapper, *, names: Sequence[str]
-) -> tuple[str, list[Any]]:
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    columns = ", ".join(name_of(_field(name).column) for name in (*names, "step"))
-    values = ", ".join(["%s"] * (len(names) + 1))
-    sql = (
-        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} WHERE run_id = %s "
-        "HAVING COALESCE(MAX(step) + 1, 0) = %s"
-    )
-    expected = [_saved("step"), _saved("run_id"), _saved("step")]
-    return sql, [*map(_saved, names), *expected]
-
-
-def _insert_following(
-    connection: BaseDatabaseWrapper, *, names: Sequence[str], based: bool
-) -> tuple[str, list[Any]]:
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    columns = ", ".join(name_of(_field(name).column) for name in names)
-    values = ", ".join(["%s"] * len(names))
-    sql = (
-        f"INSERT INTO {table} ({columns}) SELECT {values} "
-        f"WHERE (SELECT MAX(step) + 1 FROM {table} WHERE run_id = %s) = %s"
-    )
-    params = [*map(_saved, names), _saved("run_id"), _saved("step")]
-    if based:
-        sql += (
-            f" AND EXISTS (SELECT 1 FROM {table} WHERE id = %s AND run_id = %s AND created_at = %s)"
-        )
-        params += [
-            Parameter("base_id", _field("id")),
-            _saved("run_id"),
-            Parameter("base_created_at", _field("created_at"), for_save=True),
-        ]
-    return sql, params
-
-
-def _insert_following_and_note(
-    connection: BaseDatabaseWrapper,
-    *,
-    names: Sequence[str],
-    based: bool,
-    noted: Sequence[str],
-    fenced: bool,
-) -> tuple[str, list[Any]]:
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    run, params = (
-        _note(connection, noted=noted, fenced=fenced)
-        if noted
-        else (f"SELECT id FROM {name_of(WorkflowRun._meta.db_table)} WHERE id = %s", [RUN_ID])
-    )
-    run += " RETURNING id" if noted else " FOR NO KEY UPDATE"
-    base, holds_base = "", ""
-    if based:
-        # Locked after the run is, as by whoever deletes states. If that one was quicker, it is not
-        # there, though this statement began before.
-        base = (
-            f", base AS (SELECT one.id FROM {table} AS one JOIN run ON one.run_id = run.id "
-            "WHERE one.id = %s AND one.created_at = %s FOR NO KEY UPDATE OF one)"
-        )
-        holds_base = " AND EXISTS (SELECT 1 FROM base)"
-        params += [
-            Parameter("base_id", _field("id")),
-            Parameter("base_created_at", _field("created_at"), for_save=True),
-        ]
-    columns = ", ".join(name_of(_field(name).column) for name in names)
-    # Without its type, what is selected would be text.
-    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names[:-1])
-    # A step of NULL is refused, and takes back what was noted.
-    sql = (
-        f"WITH run AS ({run}){base} INSERT INTO {table} ({columns}) SELECT {values}, "
-        f"CASE WHEN (SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1) = %s"
-        f"{holds_base} THEN %s::integer END FROM run RETURNING id"
-    )
-    return sql, [*params, *map(_saved, names[:-1]), RUN_ID, _saved("step"), _saved("step")]
-
-
-def _note(
-    connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool
-) -> tuple[str, list[Any]]:
-    name_of = connection.ops.quote_name
-    meta = WorkflowRun._meta
-    changes = ", ".join(f"{name_of(name)} = %s" for name in noted)
-    params: list[Any] = [Parameter(name, meta.get_field(name), for_save=True) for name in noted]
-    sql = f"UPDATE {name_of(meta.db_table)} SET {changes} WHERE id = %s"
-    params.append(RUN_ID)
-    if fenced:
-        sql += " AND status = %s AND attempt = %s"
-        params += [RunStatus.RUNNING.value, Parameter("of_attempt", meta.get_field("attempt"))]
-    return sql, params
-
-
-def _insert_and_note(
-    connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool, names: Sequence[str]
-) -> tuple[str, list[Any]]:
-    update, noting = _note(connection, noted=noted, fenced=fenced)
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    columns = ", ".join(name_of(_field(name).column) for name in (*names, "step"))
-    # Without its type, what is selected would be text.
-    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names)
-    sql = (
-        f"WITH run AS ({update} RETURNING id) INSERT INTO {table} ({columns}) SELECT {values}, "
-        f"COALESCE((SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1), 0) "
-        "FROM run RETURNING id, step"
-    )
-    return sql, [*noting, *map(_saved, names), RUN_ID]
-
-
-def _copy(connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
-    name_of = connection.ops.quote_name
-    meta = ExecutionState._meta
-    table = name_of(meta.db_table)
-    names = [str(one.column) for one in meta.concrete_fields if one.name not in {"id", "run"}]
-    columns = ", ".join(name_of(name) for name in names)
-    run_id = "%s::varchar" if connection.vendor == "postgresql" else "%s"
-    sql = (
-        f"INSERT INTO {table} (run_id, {columns}) SELECT {run_id}, {columns} FROM {table} "
-        "WHERE run_id = %s AND step <= %s ORDER BY step"
-    )
-    return sql, [Parameter("target_run_id", _field("run")), RUN_ID, _step("through")]
-
-
-def _field(name: str) -> Any:
-    return ExecutionState._meta.get_field(name)
-
-
-def _saved(name: str) -> Parameter:
-    return Parameter(name, _field(name), for_save=True)
