@@ -8,6 +8,9 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+APP_LABELS = frozenset({"workflow_storage", "workflow_storage_langgraph"})
+"""The apps of this package that have tables, which are all in the database of the runs."""
+
 _NO_ENGINE = "django.db.backends.dummy"
 _NAME = re.compile(r"[\w.-]+")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<credentials>.*@)?(?P<rest>[^?#;\s]*)", re.S)

@@ -9,11 +9,8 @@ from typing import Any
 from django.db import models
 
 from workflow_storage.backends import door_of
-from workflow_storage.config import project_databases, storage_config
+from workflow_storage.config import APP_LABELS, project_databases, storage_config
 from workflow_storage.factory import configured_alias
-
-APP_LABELS = frozenset({"workflow_storage", "workflow_storage_langgraph"})
-"""The apps of this package that have tables: those of `contrib` are beside the runs."""
 
 
 class WorkflowStorageRouter:

@@ -154,12 +154,9 @@ def _timed(call: Callable[[], object]) -> float:
 
 @contextmanager
 def _ours(url: str) -> Iterator[Any]:
-    from django.core.management import call_command
-
     from workflow_storage.contrib.langgraph import DjangoSaver
 
     backend = create_storage_backend(url)
-    call_command("migrate", "workflow_storage_langgraph", database=backend.alias, verbosity=0)
     connections[backend.alias].ensure_connection()
     try:
         yield DjangoSaver(backend)

@@ -1,7 +1,6 @@
 """Savers on every database, and graphs with scripted nodes."""
 
 import pytest
-from django.core.management import call_command
 from django.db import connections
 
 from tests.conftest import empty
@@ -16,10 +15,9 @@ from workflow_storage.contrib.langgraph.models import (
 
 
 def graph_backend(url, django_db_blocker):
-    """Yield the store at a URL, with our tables there, all of them empty."""
+    """Yield the store at a URL, with all tables empty."""
     with django_db_blocker.unblock():
         backend = create_storage_backend(url)
-        call_command("migrate", "workflow_storage_langgraph", database=backend.alias, verbosity=0)
         empty(backend)
         with connections[backend.alias].cursor() as cursor:
             for model in (CheckpointWrite, ChannelBlob, GraphCheckpoint, ThreadNamespace):

@@ -22,6 +22,7 @@ from workflow_storage.backends.orm.causes import Cause
 from workflow_storage.backends.orm.dialects import MIGRATION_TIMEOUT, cause_of, dialect_of
 from workflow_storage.backends.orm.errors import read_only_error, storage_error
 from workflow_storage.config import (
+    APP_LABELS,
     StorageConfig,
     database_name,
     registered_aliases,
@@ -262,7 +263,7 @@ def make_tables(connection: BaseDatabaseWrapper) -> None:
     from django.db.migrations.executor import MigrationExecutor
 
     executor = MigrationExecutor(connection)
-    targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "workflow_storage"]
+    targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] in APP_LABELS]
     if not executor.migration_plan(targets):
         return
     logger.info(
@@ -295,10 +296,10 @@ def _refuse_tables_of_others(connection: BaseDatabaseWrapper, executor: Migratio
     if any(app == "workflow_storage" for app, _ in loader.applied_migrations):
         return
     there = set(connection.introspection.table_names())
-    first = [node for node in loader.graph.root_nodes() if node[0] == "workflow_storage"]
+    first = [node for node in loader.graph.root_nodes() if node[0] in APP_LABELS]
     for model in loader.project_state(first).apps.get_models():
         meta = model._meta
-        if meta.app_label != "workflow_storage" or meta.db_table not in there:
+        if meta.app_label not in APP_LABELS or meta.db_table not in there:
             continue
         with connection.cursor() as cursor:
             # Django's introspection asks twice, and another node can make the table in between.
