@@ -398,6 +398,26 @@ def test_ctrl_c_leaves_a_sound_store_and_says_what_was_done(
         assert piped("check_runs", "--backend", checked).returncode == 0
 
 
+def test_what_is_found_stands_above_the_bar(source, sqlite_url):
+    from django.db import connections
+
+    for number in range(30):
+        stored_run(source, id=f"run-{number:02}", status="completed")
+    with connections[source.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET duration_seconds = -1")
+    command = ["check_runs", "--backend", sqlite_url]
+
+    lines, code = shown_in_terminal(*command)
+    assert code == 1
+    assert [line for line in lines if "negative" in line] == [
+        f"run-{number:02}: its duration is negative" for number in range(29, -1, -1)
+    ]
+    assert any("30/30 runs" in line for line in lines)
+    lines, _ = shown_in_terminal(*command, "--format=jsonl", columns=200)
+    assert not any("/30 runs" in line for line in lines)
+    assert sum(line.startswith('{"run_id": "run-') for line in lines) == 30
+
+
 @pytest.mark.slow
 def test_stalled_runs_that_are_failed_stay_failed_after_ctrl_c(source, sqlite_url):
     ago = timezone.now() - timedelta(hours=1)

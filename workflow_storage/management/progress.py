@@ -19,7 +19,7 @@ from rich.progress import (
 
 from workflow_storage.management.base import StoreCommand
 from workflow_storage.management.output import Output, Record, add_format
-from workflow_storage.management.text import counted, one_line
+from workflow_storage.management.text import counted, one_line, writable
 from workflow_storage.transfer import DamagedLine, Transferred
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class LongCommand(StoreCommand):
             options: those of the command; with ``verbosity`` 0 nothing is shown.
             noun: what they are.
         """
-        if not (self.stderr.isatty() and options["verbosity"]):
+        # Records on the same terminal show themselves how far it is.
+        is_hidden = self.stdout.isatty() and options.get("format") not in {None, "table"}
+        if is_hidden or not (self.stderr.isatty() and options["verbosity"]):
             yield lambda _: None
             return
         columns = (SpinnerColumn("line"), BarColumn(), MofNCompleteColumn(), TextColumn(noun))
@@ -119,10 +121,21 @@ class LongCommand(StoreCommand):
 
     def complain(self, text: str) -> None:
         """Write a line about something that did not go well, above the bar if there is one."""
-        if self._bar is None:
+        if not self._is_above_bar(text):
             self.stderr.write(text)
-        else:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def tell(self, output: Output, text: str) -> None:
+        """Write a line for people while it goes on, above the bar if that is on the same terminal."""
+        if not (output.is_terminal and self._is_above_bar(text)):
+            output.line(text)
+
+    def _is_above_bar(self, text: str) -> bool:
+        """Write a line above the bar, and say whether there is one."""
+        if self._bar is None:
+            return False
+        shown = writable(text, self._bar.console.encoding)
+        self._bar.console.print(shown, markup=False, highlight=False, soft_wrap=True)
+        return True
 
 
 def _outcome(result: Transferred | DamagedLine) -> dict[str, Any]:

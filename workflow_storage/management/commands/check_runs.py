@@ -55,7 +55,7 @@ class Command(LongCommand, StorageCommand):
         damages = self._counted(self._damages(backend, options))
         if output.is_table:
             for damage in damages:
-                output.line(_line(damage))
+                self.tell(output, _line(damage))
             self.say(self._summary(), options)
         else:
             output.rows(damages, (), RECORD)
