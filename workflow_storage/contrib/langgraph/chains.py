@@ -3,7 +3,7 @@
 Pure. A channel that grows has a value a step. Of each 16, one is based on that 16 before it, of each
 256 one on that 256 before it, and so on; the others are based on the one before. So what is new is
 stored once for each power of 16, and the value at position p is rebuilt from at most 15 deltas for
-each of them: 31 of the first 256, 46 of the first 4,096.
+each of them: 30 for the first 256, 45 for the first 4,096.
 """
 
 from __future__ import annotations
