@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
-
-from django.db import OperationalError, ProgrammingError, connections
-from django.db.transaction import atomic
-
-from workflow_storage.factory import configured_alias
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
@@ -27,8 +20,6 @@ class Section(Protocol):
     ) -> SafeString | None: ...
 
 
-logger = logging.getLogger(__name__)
-
 _sections: list[Section] = []
 
 
@@ -40,19 +31,6 @@ def register_section(section: Section) -> Section:
 
 
 def sections_of(request: HttpRequest, site: AdminSite, run: WorkflowRun) -> list[SafeString]:
-    """Return the sections of other apps on the page of a run.
-
-    The database of the runs need not be one that the tables of the other app were made in. The page
-    of the run is there all the same.
-    """
-    found = []
-    connection = connections[configured_alias()]
-    for section in _sections:
-        # In a transaction, a statement that failed would make all that follow fail.
-        within = atomic(connection.alias) if connection.in_atomic_block else nullcontext()
-        try:
-            with within:
-                found.append(section(request, site, run))
-        except (OperationalError, ProgrammingError):
-            logger.exception("A section on the page of the run %s cannot be shown", run.pk)
+    """Return the sections of other apps on the page of a run."""
+    found = (section(request, site, run) for section in _sections)
     return [section for section in found if section]
