@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workflow_storage.exceptions import DamagedStateError, RunNotFoundError
-from workflow_storage.management.readable import known_steps
+from workflow_storage.base import UNREADABLE
+from workflow_storage.exceptions import (
+    DamagedStateError,
+    RunNotFoundError,
+    StorageUnavailableError,
+)
+from workflow_storage.management.readable import wrong_values
 from workflow_storage.status import TERMINAL_STATUSES, RunStatus
 from workflow_storage.validation import equal_runs, invalid_fields
 
@@ -101,27 +106,24 @@ def _of_states(
 ) -> Iterator[str]:
     last: int | None = None
     after = -1
-    misfits: list[str] = []
     while True:
         begun_after = after
         try:
-            history = backend.states.iter_state_history(run.id, after=after)
-            for checkpoint in known_steps(history, misfits):
+            for checkpoint in backend.states.iter_state_history(run.id, after=after):
                 after = checkpoint["step"]
                 count(1)
                 if last is not None and after != last + 1:
                     yield f"its steps are not contiguous: {after} comes after {last}"
                 last = after
-                if misfits:
-                    yield from misfits
-                    misfits.clear()
-                attempt = checkpoint.get("attempt") or 0
+                wrong = wrong_values(checkpoint)
+                if wrong:
+                    yield from wrong.values()
+                attempt = 0 if "attempt" in wrong else checkpoint.get("attempt") or 0
                 if not _is_copied(run, after) and attempt > run.attempt:
                     yield (
                         f"its step {after} is of attempt {attempt}, and it is in attempt "
                         f"{run.attempt}"
                     )
-            yield from misfits  # for they could not be read to the end
             return
         except DamagedStateError as exc:
             yield f"its state of step {exc.step} cannot be rebuilt: {exc.reason}"
@@ -130,6 +132,11 @@ def _of_states(
             if last is not None and exc.step > last + 1:
                 yield f"its steps are not contiguous: {exc.step} comes after {last}"
             after = last = exc.step
+        except (StorageUnavailableError, RunNotFoundError):
+            raise
+        except UNREADABLE as exc:
+            yield f"its steps cannot be read: {exc}"
+            return
 
 
 def _is_copied(run: WorkflowRun, step: int) -> bool:

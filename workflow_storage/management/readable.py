@@ -11,12 +11,17 @@ from django.core.management.base import CommandError
 from django.db import models
 
 from workflow_storage.base import UNREADABLE, Checkpoint, Damage, Step
-from workflow_storage.exceptions import DamagedStateError, StorageError, StorageUnavailableError
+from workflow_storage.exceptions import (
+    DamagedStateError,
+    RunNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from workflow_storage.models import WorkflowRun
 from workflow_storage.validation import PAYLOADS, RUN_FIELDS, valid_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from workflow_storage.base import StorageBackend
     from workflow_storage.management.selection import Selection
@@ -69,21 +74,37 @@ def known_steps(steps: Iterable[_AnyStep], problems: list[str]) -> Iterator[_Any
     """
     try:
         for step in steps:
-            fields = cast("dict[str, Any]", step)
-            wrong = []
-            for name, kinds in _STEP_TYPES.items():
-                value = fields.get(name)
-                kind = type(value)
-                if kind not in kinds or (kind is float and not isfinite(value)):  # type: ignore[arg-type]
-                    wrong.append(name)
-            for name in wrong:
-                what = f"{name} of its step {step['step']}"
-                note(problems, f"{what} cannot be right: {fields[name]!r:.100}")
-            yield cast("_AnyStep", {**fields, **dict.fromkeys(wrong)}) if wrong else step
-    except (StorageUnavailableError, DamagedStateError):
+            wrong = wrong_values(step)
+            if not wrong:
+                yield step
+                continue
+            for problem in wrong.values():
+                note(problems, problem)
+            yield cast("_AnyStep", {**step, **dict.fromkeys(wrong)})
+    except (StorageUnavailableError, RunNotFoundError, DamagedStateError):
         raise
     except UNREADABLE as exc:
         note(problems, f"its steps cannot be read: {exc}")
+
+
+def wrong_values(step: Step | Checkpoint) -> dict[str, str]:
+    """Return which values of a step no step can have, and what is wrong with each."""
+    # Asked of ten million, which are all sound.
+    get = step.get
+    if (
+        type(get("node_id")) is str
+        and type(get("created_at")) is datetime
+        and type(get("attempt")) in _WHOLE
+        and type(get("tokens")) in _WHOLE
+        and _is_number(get("duration_seconds"))
+        and _is_number(get("cost_usd"))
+    ):
+        return {}
+    return {
+        name: f"{name} of its step {step['step']} cannot be right: {value!r:.100}"
+        for name, is_right in _STEP_VALUES.items()
+        if not is_right(value := get(name))
+    }
 
 
 def note(problems: list[str], problem: str) -> None:
@@ -100,7 +121,8 @@ def unreadable_error(runs: Sequence[Known]) -> CommandError:
     else:
         named = ", ".join(run.id for run, _ in runs[:NAMED])
         more = ", …" if len(runs) > NAMED else ""
-        what = f"{len(runs):,} workflow runs are damaged: {named}{more}."
+        number = f"More than {NAMED}" if more else str(len(runs))
+        what = f"{number} workflow runs are damaged: {named}{more}."
     return CommandError(f"{what} Run check_runs to see all that is.")
 
 
@@ -134,15 +156,26 @@ def _type_of(field: object) -> Any:
     return next(kind for of_field, kind in _TYPES if isinstance(field, of_field))
 
 
-_STEP_TYPES: dict[str, set[type]] = {
-    "node_id": {str},
-    "created_at": {datetime},
-    "attempt": {int, NoneType},
-    "duration_seconds": {int, float, NoneType},
-    "tokens": {int, NoneType},
-    "cost_usd": {int, float, NoneType},
+_WHOLE = frozenset({int, NoneType})
+_NUMBERS = frozenset({int, float})
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (type(value) in _NUMBERS and isfinite(cast("float", value)))
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) in _WHOLE
+
+
+_STEP_VALUES: dict[str, Callable[[object], bool]] = {
+    "node_id": lambda value: isinstance(value, str),
+    "created_at": lambda value: isinstance(value, datetime),
+    "attempt": _is_whole,
+    "duration_seconds": _is_number,
+    "tokens": _is_whole,
+    "cost_usd": _is_number,
 }
-"""What the values of a step are, exactly, for that is asked of ten million."""
 
 _FIELD_TYPES = {
     name: (_type_of(field), getattr(field, "null", False))

@@ -228,6 +228,19 @@ def test_a_run_that_cannot_be_read_is_listed_with_what_is_known(damaged, sql_url
     )
 
 
+def test_of_many_runs_that_cannot_be_read_some_are_named(damaged, sql_url):
+    with connections[damaged.alias].cursor() as cursor:
+        cursor.execute("UPDATE workflow_runs SET inputs = '{no json'")
+
+    out, _, error = run_transfer("list_runs", "--limit=40", "--backend", sql_url)
+
+    assert len(out.splitlines()) == 41
+    assert error == (
+        "More than 5 workflow runs are damaged: run-49, run-48, run-47, run-46, run-45, …. "
+        "Run check_runs to see all that is."
+    )
+
+
 def test_programs_get_what_is_known_of_a_run_that_cannot_be_read(damaged, sql_url):
     def listed(*arguments):
         out, _, error = run_transfer("list_runs", *arguments, "--backend", sql_url)
