@@ -156,6 +156,15 @@ class TestAttempt:
 
         assert backend.runs.get("task-1").outputs == "set"
 
+    def test_the_result_of_an_attempt_before_is_not_its_own(self, backend):
+        tasks.start(TASK, backend)
+        tasks.finish("task-1", outputs=1)
+        tasks.start(TASK, backend)
+        tasks.finish("task-1", outputs=None)
+
+        stored = backend.runs.get("task-1")
+        assert (stored.status, stored.outputs) == ("completed", None)
+
     def test_what_cannot_be_stored_is_left_out(self, backend, caplog):
         tasks.start(TASK._replace(inputs={"x": float("nan")}), backend)
         tasks.finish("task-1", outputs=object())

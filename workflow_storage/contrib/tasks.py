@@ -207,6 +207,7 @@ def start(task: Task, backend: StorageBackend, heartbeat: float | None = HEARTBE
     recording = Recording(_Attempt(task), None, backend, heartbeat)
     with keeping_transaction(backend):
         run = recording.__enter__()
+        run.outputs = None  # not those of an attempt before, which has completed
         _recorded[task.run_id, threading.get_ident()] = _Recorded(recording, run)
     return run
 
