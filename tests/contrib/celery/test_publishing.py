@@ -1,5 +1,7 @@
 """What becomes of a run when a task is sent, or cannot be: on a broker from which nobody takes it."""
 
+import logging
+
 import pytest
 from asgiref.sync import async_to_sync
 from celery import chain, group
@@ -10,6 +12,7 @@ from kombu.exceptions import OperationalError
 from tests.conftest import emptied
 from tests.contrib.celery import project
 from workflow_storage import WorkflowRun, create_storage_backend, record_run
+from workflow_storage.contrib import tasks
 from workflow_storage.contrib.celery import publishing, record_task
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -212,6 +215,26 @@ def test_a_task_is_sent_although_the_store_does_not_answer(settings, caplog):
     assert result.id
     (record,) = caplog.records
     assert "was not stored. The task goes on" in record.getMessage()
+
+
+def test_a_log_handler_may_send_a_task_although_the_store_does_not_answer(settings):
+    class SendsMail(logging.Handler):
+        sent = 0
+
+        def emit(self, record):
+            self.sent += 1
+            assert self.sent < 10, "it goes round in circles"
+            project.add.delay(1)
+
+    settings.WORKFLOW_STORAGE_CELERY = {"backend": "redis://127.0.0.1:1/0"}
+    handler, logger = SendsMail(), logging.getLogger(tasks.__name__)
+    logger.addHandler(handler)
+    try:
+        project.add.delay(1)
+    finally:
+        logger.removeHandler(handler)
+
+    assert handler.sent == 1
 
 
 def test_the_store_is_the_projects_own_without_a_setting(settings, sqlite_url, django_db_blocker):

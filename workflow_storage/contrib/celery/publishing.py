@@ -51,6 +51,8 @@ class _Sending(threading.local):
     message: _Message | None = None
     """What was to be sent last in this thread, until it is known that it was. Celery does not say if
     it was not."""
+    is_recording = False
+    """Whether a run is being stored: errors of that are logged, and a log handler may send a task."""
 
 
 _sending = _Sending()
@@ -60,12 +62,17 @@ def before_task_publish(
     sender: str, headers: dict[str, Any], body: Any, routing_key: str, **kwargs: Any
 ) -> None:
     """Store a run that waits."""
-    if "id" not in headers:  # as in protocol 1; the run begins with the task then
+    # In protocol 1 there is no id here; the run begins with the task then.
+    if "id" not in headers or _sending.is_recording:
         return
-    fail_unsent()
-    _sending.message = outside_of_event_loops(
-        lambda: _about_to_send(str(headers["id"]), headers, body, routing_key)
-    )
+    _sending.is_recording = True
+    try:
+        fail_unsent()
+        _sending.message = outside_of_event_loops(
+            lambda: _about_to_send(str(headers["id"]), headers, body, routing_key)
+        )
+    finally:
+        _sending.is_recording = False
 
 
 def after_task_publish(sender: str, headers: dict[str, Any], **kwargs: Any) -> None:
