@@ -80,6 +80,13 @@ class TestWaiting:
         assert run.workflow_name == "a name for people"
         assert run.inputs == {"args": [1], "kwargs": {"y": 2}}
 
+    @pytest.mark.parametrize("args", [(1, (2, 3)), [1, [2, 3]], [1, (2,)], ("x" * 3000, "(,)")])
+    def test_its_arguments_are_stored_whether_they_are_a_list_or_not(self, store, args):
+        project.add.apply_async(args)
+
+        x, y = args
+        assert only_run(store).inputs == {"x": x, "y": list(y) if isinstance(y, tuple) else y}
+
     def test_what_argsrepr_hides_is_not_stored(self, store):
         project.add.apply_async(("4111 1111",), argsrepr="('****',)")
 

@@ -151,11 +151,12 @@ class TestPrefork:
 class TestTransactions:
     def test_a_task_whose_sender_rolls_back_is_a_run_that_begins_with_it(self, store):
         with pytest.raises(ZeroDivisionError), transaction.atomic(using=store.alias):
-            result = project.add.delay(1, 2)
+            result = project.add.delay((1, (2,)), y=())
             raise ZeroDivisionError
 
         run = ended(store, result)
-        assert (run.status, run.inputs, run.outputs) == ("completed", {"x": 1, "y": 2}, 3)
+        assert (run.status, run.inputs) == ("completed", {"x": [1, [2]], "y": []})
+        assert run.outputs == [1, [2]]
         assert run.labels == {"queue": project.QUEUE}
 
     def test_no_worker_waits_for_the_end_of_the_senders_transaction(self, store):

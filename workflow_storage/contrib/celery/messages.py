@@ -97,10 +97,18 @@ def _are_hidden(headers: dict[str, Any], args: Any, kwargs: Any) -> bool:
     """Whether who sent the task gave other texts for the logs than its arguments (``argsrepr=``)."""
     amqp, levels = current_app.amqp, current_app.conf.get("task_repr_maxlevels", 3)  # from 5.7 on
     return any(
-        text is not None and text != saferepr(value or empty, size, maxlevels=levels)
+        text is not None
+        and _with_lists(text) != _with_lists(saferepr(value or empty, size, maxlevels=levels))
         for text, value, empty, size in (
-            # Sent as a tuple, of which the message makes a list.
-            (headers["argsrepr"], tuple(args), (), amqp.argsrepr_maxsize),
+            (headers["argsrepr"], args, (), amqp.argsrepr_maxsize),
             (headers["kwargsrepr"], kwargs, {}, amqp.kwargsrepr_maxsize),
         )
     )
+
+
+def _with_lists(text: str) -> str:
+    """Return a text in which tuples look like the lists that a message makes of them."""
+    return text.translate(_LISTS).replace(",]", "]")
+
+
+_LISTS = str.maketrans("()", "[]")
