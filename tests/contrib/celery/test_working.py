@@ -3,12 +3,13 @@
 import logging
 
 import pytest
+from celery import Celery
 from django.db import connections, transaction
 
 from tests.contrib.celery import project
 from workflow_storage import StatusConflictError, record_run
 from workflow_storage.contrib import tasks
-from workflow_storage.contrib.celery import publishing
+from workflow_storage.contrib.celery import publishing, record_task
 
 
 def only_run(backend):
@@ -81,6 +82,18 @@ def test_so_has_one_in_a_recording_in_a_task(store):
     runs = {run.workflow_name.rpartition(".")[2]: run for run in store.runs.list_runs()}
     assert runs["add"].parent_id == runs["inside"].id
     assert runs["inside"].parent_id == runs["nested"].id
+
+
+def test_a_task_of_another_app_says_itself_how_it_is_recorded(store):
+    app = Celery("another", set_as_current=False)
+
+    @app.task
+    @record_task(False)
+    def unrecorded():
+        return 1
+
+    assert unrecorded.apply().get() == 1
+    assert store.runs.list_runs() == []
 
 
 def test_what_a_task_sets_is_its_result_if_it_returns_none(store):

@@ -1,7 +1,7 @@
 """Which Celery tasks are recorded and how: the setting of the project, and what a task says of itself."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery import Task, current_app
 from celery.local import Proxy
@@ -64,14 +64,16 @@ def record_task(
     return marked
 
 
-def options_of(name: str) -> TaskOptions:
+def options_of(name: str, task: Any = None) -> TaskOptions:
     """Return how a task is recorded.
 
     Args:
-        name: its name. One that is not known here is recorded as all are.
+        name: its name.
+        task: the task, if it is at hand; None for that of the current app. One that is not known here
+            is recorded as all are.
     """
     if name in _NOT_RECORDED:
         return TaskOptions(record=False)
-    task = current_app.tasks.get(name)
+    task = current_app.tasks.get(name) if task is None else task
     told = options.options_of(None if task is None else task.run)
     return TaskOptions(project_config().record_all) if told is None else told

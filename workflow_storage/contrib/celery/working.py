@@ -69,7 +69,7 @@ def is_carried_out_here(task: CeleryTask[Any, Any], task_id: str) -> bool:
 
 @tasks.logs_errors
 def _begin(task_id: str, task: CeleryTask[Any, Any]) -> None:
-    options = options_of(task.name)
+    options = options_of(task.name, task)
     # An eager task that is replaced goes on inside itself.
     if not options.record or tasks.recorded(task_id) is not None:
         return
@@ -108,7 +108,7 @@ def _end(task_id: str, task: CeleryTask[Any, Any], state: str | None, retval: An
     backend = project_backend()
     exc = None if state == states.SUCCESS else _left_with(retval)
     tasks.end(
-        task_of_request(task, options_of(task.name), backend),
+        task_of_request(task, options_of(task.name, task), backend),
         RunStatus.COMPLETED if exc is None else outcome_of(None, exc, task_id)[0].status,
         backend,
         outputs=retval if exc is None and not _ignores_result(task) else None,
