@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.db import connections
 from django.utils import timezone
 
 from workflow_storage import WorkflowRun
@@ -64,8 +65,8 @@ def test_they_are_those_of_summarize(filled, days):
         with timezone.override(ZoneInfo(zone)):
             time, starts = time_steps(after, before)
             if not can_look_over(filled.alias, starts):
-                pytest.skip("no text is made of many rows there")
-
+                assert connections[filled.alias].vendor == "mysql"
+                continue
             over_time, by_workflow = over_time_and_by_workflow(
                 filled.alias, valid_filters({**filters, **within}), starts
             )
@@ -95,7 +96,8 @@ def alike(summaries, **others):
 
 def test_a_duration_beyond_all_characters_is_counted(sql_backend):
     if not can_look_over(sql_backend.alias, [BEGINNING]):
-        pytest.skip("no text is made of many rows there")
+        assert connections[sql_backend.alias].vendor == "mysql"
+        return
     for seconds in (1e300, 0.5):
         stored_run(sql_backend, status="completed", started_at=BEGINNING, duration_seconds=seconds)
     within = {"started_after": BEGINNING, "started_before": BEGINNING + timedelta(hours=1)}
