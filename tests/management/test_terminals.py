@@ -15,6 +15,8 @@ from tests.management.terminals import MANAGE, ROOT, Terminal, piped, shown_in_t
 from workflow_storage import export_runs
 from workflow_storage.testing import stored_run
 
+pytestmark = pytest.mark.slow
+
 FIRST = "019a0b1c-2d3e-7000-8000-000000000001"
 SECOND = "019a0b1c-2d3f-7000-8000-000000000002"
 

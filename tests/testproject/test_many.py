@@ -13,6 +13,8 @@ from workflow_storage.base import step_of
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import run_fields
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 5, 20, 14, 30, tzinfo=UTC)
 MONTH = timedelta(days=30)
 

@@ -32,6 +32,8 @@ from workflow_storage.backends.redis.connection import RedisStore
 from workflow_storage.backends.redis.url import RedisURL
 from workflow_storage.testing import in_threads, new_run, stored_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_slots_are_spread_evenly_over_a_cluster():
     for prefix in ("workflow_storage", "a", "staging.eu:west-1"):
