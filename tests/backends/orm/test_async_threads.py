@@ -504,3 +504,29 @@ def test_a_child_process_begins_with_threads_and_connections_of_its_own(backend,
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
     server.wait_for_sessions(0)
+
+
+def test_a_thread_with_the_context_of_another_joins_no_transaction_after_the_one_it_is_of(
+    sql_backend,
+):
+    alias, runs = sql_backend.alias, sql_backend.runs
+
+    def connection_in_a_thread():
+        context, found = contextvars.copy_context(), []
+        thread = threading.Thread(
+            target=lambda: found.append(
+                context.run(runs.from_any_thread, lambda: connections[alias].connection)
+            )
+        )
+        thread.start()
+        thread.join()
+        return found[0]
+
+    runs.list_runs()
+    with transaction.atomic(using=alias):
+        here = runs.from_any_thread(lambda: connections[alias].connection)
+        assert connection_in_a_thread() is here
+
+    assert runs.from_any_thread(lambda: connections[alias].connection) is here
+    with transaction.atomic(using=alias):
+        assert connection_in_a_thread() is not here

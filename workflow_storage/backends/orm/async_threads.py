@@ -124,6 +124,11 @@ class AsyncThreads:
                 _callers.set({**_callers.get(), self._alias: here})
             with _borrowing:
                 return call(*args, **kwargs)
+        if here is not None and callers is here:
+            # Its transaction is over; another one, such as one of the store's own, is nobody's.
+            others = {alias: one for alias, one in _callers.get().items() if alias != self._alias}
+            _callers.set(others)
+            callers = None
         if callers is not None and self._is_to_be_joined(callers):
             return _on_borrowed(callers, call, *args, **kwargs)
         if here is not None:
