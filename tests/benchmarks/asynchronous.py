@@ -33,26 +33,34 @@ def run(*, quick: bool) -> None:
     with samples.postgres_url() as url:
         if url is None:
             return
-        for connections, compare in ((AGENTS, _beside_threads), (CONNECTIONS, _beside_pools)):
-            config = StorageConfig(backend=url, async_connections=connections)
-            ours = create_storage_backend(config)
-            try:
-                times = Report(
-                    f"Async: {AGENTS} agents with {saves} saves each on PostgreSQL, "
-                    f"{connections} connections on each side, time in all"
-                )
-                compare(times, ours, url, saves)
-                times.print()
-            finally:
-                forget(ours.runs.alias)
+        config = StorageConfig(backend=url, async_connections=CONNECTIONS)
+        ours = create_storage_backend(config)
+        try:
+            _compare(ours, url, saves)
+        finally:
+            forget(ours.runs.alias)
 
 
-def _beside_threads(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
+def _compare(ours: StorageBackend, url: str, saves: int) -> None:
+    times = Report(f"Async: {AGENTS} agents with {saves} saves each on PostgreSQL, time in all")
     # In turn, and the best of each: what else the machine does is at nobody's cost.
-    rounds = [(asyncio.run(_ours(ours, saves)), _in_threads(ours, saves)) for _ in range(ROUNDS)]
-    taken, latencies, blocked = min(one for one, _ in rounds)
-    in_threads, latencies_in_threads = min(one for _, one in rounds)
+    rounds = [
+        (
+            asyncio.run(_ours(ours, saves)),
+            _in_threads(ours, saves),
+            asyncio.run(_langgraph(url, saves)),
+            asyncio.run(_psycopg(ours, url, saves)),
+        )
+        for _ in range(ROUNDS)
+    ]
+    taken, latencies, blocked = min(one for one, _, _, _ in rounds)
+    in_threads, latencies_in_threads = min(one for _, one, _, _ in rounds)
     times.add("asave_state", taken, f"save_state in {AGENTS} threads", in_threads, 1 / 0.9)
+    langgraph = [one for _, _, one, _ in rounds if one is not None]
+    if langgraph:
+        times.add("asave_state", taken, "langgraph async postgres put", min(langgraph), 1 / 1.2)
+    plain = min(one for _, _, _, one in rounds)
+    times.add("asave_state", taken, "psycopg async, one statement", plain, 1 / 0.6)
     times.add(
         "median latency",
         statistics.median(latencies),
@@ -61,24 +69,7 @@ def _beside_threads(times: Report, ours: StorageBackend, url: str, saves: int) -
         2,
     )
     times.add("longest the loop was blocked", blocked, "10 ms", 0.01, 1)
-
-
-def _beside_pools(times: Report, ours: StorageBackend, url: str, saves: int) -> None:
-    rounds = [
-        (
-            asyncio.run(_ours(ours, saves)),
-            asyncio.run(_langgraph(url, saves)),
-            asyncio.run(_psycopg(ours, url, saves)),
-        )
-        for _ in range(ROUNDS)
-    ]
-    taken, _, blocked = min(one for one, _, _ in rounds)
-    theirs = [one for _, one, _ in rounds if one is not None]
-    if theirs:
-        times.add("asave_state", taken, "langgraph async postgres put", min(theirs), 1 / 1.2)
-    plain = min(one for _, _, one in rounds)
-    times.add("asave_state", taken, "psycopg async, one statement", plain, 1 / 0.6)
-    times.add("longest the loop was blocked", blocked, "10 ms", 0.01, 1)
+    times.print()
 
 
 async def _all(save: Save, saves: int) -> tuple[float, list[float]]:
