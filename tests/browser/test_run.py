@@ -226,7 +226,9 @@ def test_the_path_of_a_value_is_copied(opened, stored):
 
 def test_the_path_of_a_value_is_copied_with_keys(opened, stored):
     page = opened(page_of(stored.failed), permissions=CLIPBOARD)
-    tree = page.locator(".workflow-storage-tree").filter(has=page.locator("[data-path=items]")).first
+    tree = (
+        page.locator(".workflow-storage-tree").filter(has=page.locator("[data-path=items]")).first
+    )
     page.keyboard.press("Tab")
     tree.locator("summary").first.focus()
 
