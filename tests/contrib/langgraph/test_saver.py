@@ -299,6 +299,28 @@ def test_deleting_for_runs_keeps_what_others_are_based_on(saver):
         assert not model.objects.using(alias).exists()
 
 
+def test_deleting_for_runs_keeps_what_a_delta_channel_of_others_is_rebuilt_from(saver):
+    graph = counting(saver, 2, state=DeltaNumbers)
+    for run_id in ("one", "two"):
+        graph.invoke({"numbers": [run_id]}, {**thread(), "metadata": {"run_id": run_id}})
+    values = graph.get_state(thread()).values
+
+    saver.delete_for_runs(["one"])
+
+    assert graph.get_state(thread()).values == values
+    saver.delete_for_runs(["two"])
+    assert list(saver.list(thread())) == []
+
+
+def test_any_number_of_runs_is_deleted(sqlite_store):
+    saver = DjangoSaver(sqlite_store)
+    config = put(saver, {"number": 1}, metadata={"run_id": "260000"})
+
+    saver.delete_for_runs([str(number) for number in range(260_001)])
+
+    assert saver.get_tuple(config) is None
+
+
 def test_a_copy_goes_on_by_itself(saver):
     graph = counting(saver)
     graph.invoke({"numbers": []}, thread())

@@ -25,7 +25,7 @@ from workflow_storage.models import WorkflowRun
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
 _M = TypeVar("_M", bound=Model)
@@ -38,6 +38,9 @@ _COPIED_AT_ONCE = 100
 
 OPEN = (RunStatus.PENDING, RunStatus.RUNNING)
 """The statuses of runs whose threads are not deleted as unused."""
+
+_DELETED = ""
+"""The `graph_run_key` of a checkpoint of a run that was deleted, which others still need."""
 
 _COUNTERS = "counters_since_delta_snapshot"
 """Where LangGraph's metadata has the channels whose value is not in the checkpoint itself."""
@@ -101,6 +104,9 @@ class ThreadUpkeep(Tables):
     def delete_for_runs(self, thread: int, keys: Sequence[str]) -> None:
         """Delete the checkpoints of a namespace that some of LangGraph's runs have made.
 
+        Those that a `DeltaChannel` of others is rebuilt from stay as long as these do, until
+        something else of the namespace is deleted.
+
         Args:
             thread: the key of its row.
             keys: of the runs; see `names.graph_run_key`.
@@ -109,7 +115,13 @@ class ThreadUpkeep(Tables):
             self.begin_writing()
             for locked in self.with_lock(self.all(ThreadNamespace).filter(pk=thread)):
                 checkpoints = self._checkpoints(locked)
-                going = _ids(checkpoints.filter(graph_run_key__in=keys))
+                asked = set(_ids(checkpoints.filter(graph_run_key=_DELETED)))
+                for some in _parts(keys):
+                    asked.update(_ids(checkpoints.filter(graph_run_key__in=some)))
+                needed = self._needed(checkpoints, set(_ids(checkpoints)) - asked)
+                going = asked - needed
+                for some in _parts(asked & needed):
+                    checkpoints.filter(checkpoint_id__in=some).update(graph_run_key=_DELETED)
                 for some in _parts(going):
                     _delete(self._writes(locked).filter(checkpoint_id__in=some))
                     _delete(checkpoints.filter(checkpoint_id__in=some))
@@ -172,8 +184,11 @@ class ThreadUpkeep(Tables):
     @reading
     def threads_of_runs(self, keys: Sequence[str]) -> list[int]:
         """Return the keys of the namespaces that have checkpoints of some of LangGraph's runs."""
-        found = self.all(GraphCheckpoint).filter(graph_run_key__in=keys)
-        return sorted(set(found.values_list("thread_id", flat=True)))
+        threads: set[int] = set()
+        for some in _parts(keys):
+            found = self.all(GraphCheckpoint).filter(graph_run_key__in=some)
+            threads.update(found.values_list("thread_id", flat=True).distinct())
+        return sorted(threads)
 
     @operation
     def copy_thread(self, source_id: str, target_id: str) -> None:
@@ -260,24 +275,39 @@ class ThreadUpkeep(Tables):
         newest = checkpoints.order_by("-checkpoint_id").first()
         if newest is None:
             return []
-        kept = [newest.checkpoint_id]
-        counters = newest.metadata.get(_COUNTERS) if isinstance(newest.metadata, dict) else None
-        # A value that is stored ends the way back.
-        open_channels = set(counters or ()) - set(newest.blobs)
+        return [newest.checkpoint_id, *self._needed(checkpoints, [newest.checkpoint_id])]
+
+    def _needed(self, checkpoints: QuerySet[GraphCheckpoint], kept: Iterable[str]) -> set[str]:
+        """Return the ancestors that the `DeltaChannel`s of some checkpoints are rebuilt from."""
+        open_channels: dict[str, set[str]] = {}
+        for some in _parts(kept):
+            rows = checkpoints.filter(checkpoint_id__in=some)
+            for checkpoint_id, blobs, metadata in rows.values_list(
+                "checkpoint_id", "blobs", "metadata"
+            ):
+                counters = metadata.get(_COUNTERS) if isinstance(metadata, dict) else None
+                # A value that is stored ends the way back.
+                if wanted := set(counters or ()) - set(blobs):
+                    open_channels[checkpoint_id] = wanted
         if not open_channels:
-            return kept
-        parents: Mapping[str, tuple[str | None, dict[str, int]]] = {
+            return set()
+        parents: dict[str, tuple[str | None, dict[str, int]]] = {
             checkpoint_id: (parent, blobs)
             for checkpoint_id, parent, blobs in checkpoints.values_list(
                 "checkpoint_id", "parent_checkpoint_id", "blobs"
             )
         }
-        parent = newest.parent_checkpoint_id
-        while open_channels and parent is not None and parent in parents:
-            kept.append(parent)
-            parent, blobs = parents[parent]
-            open_channels -= set(blobs)
-        return kept
+        needed: set[str] = set()
+        followed: set[tuple[str, str]] = set()
+        for checkpoint_id, channels in open_channels.items():
+            for channel in channels:
+                link = parents[checkpoint_id][0]
+                while link is not None and link in parents and (link, channel) not in followed:
+                    followed.add((link, channel))
+                    needed.add(link)
+                    parent, blobs = parents[link]
+                    link = None if channel in blobs else parent
+        return needed
 
     def _collect(self, thread: ThreadNamespace) -> None:
         """Delete the values that no checkpoint has, and no value that one has is based on."""
