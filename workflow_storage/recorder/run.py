@@ -64,8 +64,8 @@ def run_around() -> RecordedRun | None:
 
 
 @contextlib.contextmanager
-def as_current(run: RecordedRun) -> Iterator[None]:
-    """Let `current_run` return a run."""
+def as_current(run: RecordedRun | None) -> Iterator[None]:
+    """Let `current_run` return a run, or find none."""
     token = _current.set(run)
     try:
         yield

@@ -1,7 +1,7 @@
 """Graphs whose runs are recorded."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -194,6 +194,50 @@ def test_two_streams_beside_each_other_have_runs_of_their_own(store):
 
     assert [run.status for run in store.runs.list_runs()] == ["completed", "completed"]
     assert len(set(run_ids(store, "one")) | set(run_ids(store, "two"))) == 2
+
+
+def test_two_async_streams_beside_each_other_have_runs_of_their_own(store):
+    found = []
+
+    def node(state):
+        found.append((state["numbers"][0], current_run().run_id))
+
+    saver = DjangoSaver(store)
+    graph = with_recording(counting(saver, 4, node=node), workflow_name="beside", backend=store)
+
+    async def beside():
+        one = graph.astream({"numbers": ["one"]}, thread("one"))
+        two = graph.astream({"numbers": ["two"]}, thread("two"))
+        for stream in (one, two, one, two):
+            # Which is a task of its own up to Python 3.11.
+            await asyncio.wait_for(anext(stream), 60)
+            with pytest.raises(LookupError):
+                current_run()
+        async for _ in one:
+            pass
+        async for _ in two:
+            with pytest.raises(LookupError):
+                current_run()
+
+    asyncio.run(beside())
+
+    for name in ("one", "two"):
+        [run] = store.runs.list_runs(labels={"thread": name})
+        assert run.status == "completed"
+        assert set(run_ids(store, name)) == {run.id}
+        assert {run_id for thread_of, run_id in found if thread_of == name} == {run.id}
+
+
+def test_an_async_stream_that_is_left_cancels_its_run(store):
+    graph = with_recording(counting(DjangoSaver(store)), workflow_name="left", backend=store)
+
+    async def leave():
+        async with aclosing(graph.astream({"numbers": []}, thread())) as stream:
+            await anext(stream)
+
+    asyncio.run(leave())
+
+    assert only_run(store).status == "cancelled"
 
 
 def test_a_stream_that_is_left_cancels_its_run(store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import aclosing
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from workflow_storage.exceptions import InvalidFieldError
 from workflow_storage.factory import acreate_storage_backend, create_storage_backend
 from workflow_storage.recorder import record_run, resume_run
 from workflow_storage.recorder.opening import RESUMABLE
+from workflow_storage.recorder.run import as_current, run_around
 from workflow_storage.serialization import is_utf8, payload_json
 from workflow_storage.status import RunStatus
 from workflow_storage.validation import MAX_LABEL_VALUE
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 _G = TypeVar("_G", bound="Pregel[Any, Any, Any, Any]")
 
 logger = logging.getLogger(__name__)
+
+_END = object()
 
 THREAD_LABEL = "thread"
 """The label of a run that says in which thread its graph ran."""
@@ -173,10 +177,20 @@ class _Recorded(Pregel[Any, Any, Any, Any]):
         filters = self.recording.filters(input, thread_id)
         if run is None and filters is not None:
             run = next(iter(await store.runs.alist_runs(**filters)), None)
+        around = run_around()
         async with self._recording(input, thread_id, run, store) as recorded:
             callbacks = AsyncRunCallbacks(recorded, thread_id)
-            async for step in super().astream(input, _with(config, callbacks), **kwargs):
-                yield step
+            async with aclosing(
+                super().astream(input, _with(config, callbacks), **kwargs)  # type: ignore[type-var]
+            ) as steps:
+                # This runs in the context of the consumer, which may be another one each time.
+                while True:
+                    with as_current(recorded):
+                        step = await anext(steps, _END)
+                    if step is _END:
+                        break
+                    with as_current(around):
+                        yield step
             recorded.outputs = _payload("outputs", callbacks.outputs)
             if callbacks.waiting_for is not None:
                 recorded.suspend(callbacks.waiting_for)
