@@ -129,14 +129,25 @@ def test_memory_forgets_what_was_not_used_for_longest():
         head = Head(1, "1", 0, {0: Link(1, b"x" * size)})
         return Remembered(1, 1, "id", {"channel": head})
 
+    third = HELD // 3 - 10_000
     for name in "abcd":
-        memory.keep(name, remembered(HELD // 3))
+        memory.keep(name, remembered(third))
     memory.keep("large", remembered(HELD + 1))
 
     assert [name for name in ("a", "b", "c", "d", "large") if memory.get(name)] == ["b", "c", "d"]
     memory.forget("c")
-    memory.keep("e", remembered(HELD // 3))
+    memory.keep("e", remembered(third))
     assert [name for name in "bcde" if memory.get(name)] == ["b", "d", "e"]
+
+
+def test_memory_forgets_threads_without_values_too():
+    memory = Memory()
+
+    for number in range(HELD // 1000):
+        memory.keep(str(number), Remembered(1, 1, "id", {}))
+
+    assert memory.get("0") is None
+    assert memory.get("10000") is not None
 
 
 def test_short_values_are_compressed_with_words_that_they_have_in_common():

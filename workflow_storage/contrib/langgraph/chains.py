@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 RADIX = 16
 
 HELD = 16 << 20
-"""Bytes of values that a saver remembers, at most."""
+"""Bytes that a saver remembers, at most."""
+
+_EACH = 1 << 10
+"""Bytes that a thread or a channel takes besides its values, about."""
 
 
 def base_position(position: int) -> int:
@@ -69,8 +72,8 @@ class Head(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Bytes that are remembered."""
-        return sum(len(link.plain) for link in self.links.values())
+        """Bytes that are remembered, about."""
+        return _EACH + sum(len(link.plain) for link in self.links.values())
 
     def followed_by(self, blob_id: int, version: str, position: int, plain: bytes) -> Head:
         """Return the head after the next value."""
@@ -198,4 +201,4 @@ class Memory:
 
 
 def _held(heads: Iterable[Head]) -> int:
-    return sum(head.held for head in heads)
+    return _EACH + sum(head.held for head in heads)
