@@ -29,12 +29,19 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _M = TypeVar("_M", bound=Model)
+_D = TypeVar("_D", GraphCheckpoint, CheckpointWrite)
 
 _AT_ONCE = 500
 """Ids in one statement, at most."""
 
-_COPIED_AT_ONCE = 100
+_COPIED_AT_ONCE = 20
 """Rows that are copied at once, at most."""
+
+_STATEMENT = 1 << 20
+"""Bytes after which a statement ends that stores several rows: MySQL refuses one that is too large."""
+
+_MISSING = 0
+"""The id of no value."""
 
 OPEN = (RunStatus.PENDING, RunStatus.RUNNING)
 """The statuses of runs whose threads are not deleted as unused."""
@@ -326,10 +333,10 @@ class ThreadUpkeep(Tables):
 
     def _copy(self, source: ThreadNamespace, target: ThreadNamespace) -> None:
         copies: dict[int, int] = {}
-        # A value is younger than what it is based on.
+        # A value is younger than what it is based on. What is missing is missing in the copy, too.
         for blobs in _pages(self._blobs(source)):
             for blob in blobs:
-                base_id = None if blob.base_id is None else copies[blob.base_id]
+                base_id = None if blob.base_id is None else copies.get(blob.base_id, _MISSING)
                 old, blob.pk, blob.base_id, blob.thread = blob.pk, None, base_id, target
                 blob.save(using=self.alias, force_insert=True)
                 copies[old] = blob.pk
@@ -337,12 +344,16 @@ class ThreadUpkeep(Tables):
             for checkpoint in checkpoints:
                 checkpoint.pk, checkpoint.thread = None, target
                 checkpoint.run_id = None  # the run has made the other one
-                checkpoint.blobs = {name: copies[blob] for name, blob in checkpoint.blobs.items()}
-            self.all(GraphCheckpoint).bulk_create(checkpoints)
+                checkpoint.blobs = {
+                    name: copies.get(blob, _MISSING) for name, blob in checkpoint.blobs.items()
+                }
+            for some in _statements(checkpoints):
+                self.all(GraphCheckpoint).bulk_create(some)
         for writes in _pages(self._writes(source)):
             for write in writes:
                 write.pk, write.thread = None, target
-            self.all(CheckpointWrite).bulk_create(writes)
+            for some_writes in _statements(writes):
+                self.all(CheckpointWrite).bulk_create(some_writes)
 
 
 def _pages(rows: QuerySet[_M]) -> Iterator[list[_M]]:
@@ -351,6 +362,20 @@ def _pages(rows: QuerySet[_M]) -> Iterator[list[_M]]:
     while page := list(rows.filter(pk__gt=last).order_by("pk")[:_COPIED_AT_ONCE]):
         last = page[-1].pk
         yield page
+
+
+def _statements(rows: Iterable[_D]) -> Iterator[list[_D]]:
+    """Yield rows with data, as many at a time as one statement is to store."""
+    some: list[_D] = []
+    size = 0
+    for row in rows:
+        if some and size + len(row.data) > _STATEMENT:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += len(row.data)
+    if some:
+        yield some
 
 
 def _ids(checkpoints: QuerySet[GraphCheckpoint]) -> list[str]:
