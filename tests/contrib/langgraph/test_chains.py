@@ -113,6 +113,16 @@ def test_a_growing_list_takes_what_is_new():
     assert sum(len(row.stored.data) for row in rows.values()) < whole
 
 
+def test_a_value_that_was_cut_off_is_refused():
+    packing = Packing(PLAIN)
+    for size in (1000, 100_000):
+        kind, data = packing.whole(packing.typed(b"ab" * size))
+
+        for damaged in (data[:-1], data + b"x"):
+            with pytest.raises(ValueError):  # zstd says why in its own words
+                packing.opened(Stored(kind, damaged))
+
+
 def test_a_value_whose_base_is_missing_is_told():
     packing = Packing(PLAIN)
     rows, head = stored_all(packing, [list(range(1000, 1000 + count)) for count in range(200, 220)])

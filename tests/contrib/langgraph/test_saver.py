@@ -1,6 +1,7 @@
 """What the conformance suite does not ask of `DjangoSaver`, on every database."""
 
 import asyncio
+import random
 import uuid
 from dataclasses import dataclass
 
@@ -98,8 +99,13 @@ def test_a_name_that_no_database_has_a_form_for_is_refused(saver, thread_id):
 
 
 def test_a_config_without_a_thread_is_refused(saver):
-    with pytest.raises(InvalidFieldError, match="has no thread_id"):
-        saver.get_tuple({"configurable": {}})
+    for config in ({}, {"configurable": {}}):
+        with pytest.raises(InvalidFieldError, match="has no thread_id"):
+            saver.get_tuple(config)
+        with pytest.raises(InvalidFieldError, match="has no thread_id"):
+            list(saver.list(config))
+    with pytest.raises(InvalidFieldError, match="thread_id is None"):
+        saver.get_tuple(thread(None))
 
 
 def test_metadata_is_exact(saver):
@@ -185,6 +191,15 @@ def test_a_damaged_value_is_told_from_one_that_is_not_there(saver):
 
     with pytest.raises(StorageError, match="cannot be read: its delta is damaged"):
         DjangoSaver(saver.backend).get_tuple(config)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\x80", b"\0\x01", b"\0\xa1x", b"\2", b"\3", b"\1"])
+def test_a_damaged_checkpoint_says_which_it_is(saver, data):
+    config = put(saver, {"items": ["x" * 300]})
+    GraphCheckpoint.objects.using(saver.backend.alias).update(data=data)
+
+    with pytest.raises(StorageError, match=r"Checkpoint \S+ of thread '1' cannot be read: "):
+        saver.get_tuple(config)
 
 
 def test_writes_come_in_the_order_in_which_the_tasks_are_applied(saver):
@@ -312,6 +327,7 @@ def test_deleting_for_runs_keeps_what_a_delta_channel_of_others_is_rebuilt_from(
     assert list(saver.list(thread())) == []
 
 
+@pytest.mark.slow
 def test_any_number_of_runs_is_deleted(sqlite_store):
     saver = DjangoSaver(sqlite_store)
     config = put(saver, {"number": 1}, metadata={"run_id": "260000"})
@@ -334,6 +350,37 @@ def test_a_copy_goes_on_by_itself(saver):
     with pytest.raises(InvalidFieldError, match="There is a thread '2' already"):
         counting(saver).invoke({"numbers": []}, thread("3"))
         saver.copy_thread("3", "2")
+
+
+def test_what_is_missing_is_missing_in_a_copy(saver):
+    items = [str(uuid.uuid4()) for _ in range(100)]
+    first = put(saver, {"items": items, "other": ["x" * 300]})
+    put(saver, {"items": [*items, "new"], "other": ["y"]}, first)
+    blobs = ChannelBlob.objects.using(saver.backend.alias)
+    blobs.filter(
+        pk__in=[blobs.filter(channel=name).earliest("pk").pk for name in ("items", "other")]
+    ).delete()
+
+    saver.copy_thread("1", "2")
+
+    for name in ("1", "2"):
+        with pytest.raises(StorageError, match="which it is based on, is missing"):
+            saver.get_tuple(thread(name))
+    saver.delete_thread("1")
+    with pytest.raises(StorageError, match="is damaged: of its values"):
+        list(saver.list(thread("2")))
+
+
+@pytest.mark.slow
+def test_large_writes_are_copied(saver):
+    config = put(saver, {})
+    values = [random.Random(number).randbytes(6 << 20) for number in range(3)]
+    for number, value in enumerate(values):
+        saver.put_writes(config, [("channel", value)], f"task-{number}")
+
+    saver.copy_thread("1", "2")
+
+    assert [value for _, _, value in saver.get_tuple(thread("2")).pending_writes] == values
 
 
 def test_a_strategy_that_there_is_not_is_refused(saver):

@@ -37,28 +37,33 @@ def digest(text: str) -> str:
 
 
 def thread_name(config: RunnableConfig) -> ThreadName:
-    """Return the thread of a configuration.
+    """Return the thread of a configuration, and the namespace; that of the root if it names none.
 
     Raises:
-        InvalidFieldError: if its name holds what no database has a form for.
+        InvalidFieldError: if there is no thread, or its name holds what no database has a form for.
     """
+    namespace = (config.get("configurable") or {}).get("checkpoint_ns") or ""
+    return ThreadName(thread_id_of(config), _valid_text("checkpoint_ns", namespace))
+
+
+def thread_id_of(config: RunnableConfig) -> str:
+    """Return the thread of a configuration; see `thread_name`."""
     configurable = config.get("configurable") or {}
     if "thread_id" not in configurable:
         raise InvalidFieldError(
             'The config has no thread_id. Pass {"configurable": {"thread_id": "…"}}.'
         )
-    namespace = configurable.get("checkpoint_ns") or ""
-    return ThreadName(
-        valid_thread_id(configurable["thread_id"]), _valid_text("checkpoint_ns", namespace)
-    )
+    return valid_thread_id(configurable["thread_id"])
 
 
 def valid_thread_id(thread_id: Any) -> str:
     """Return the id of a thread as text; a number or a UUID is taken for its text.
 
     Raises:
-        InvalidFieldError: if it holds what no database has a form for.
+        InvalidFieldError: if it is None, or holds what no database has a form for.
     """
+    if thread_id is None:
+        raise InvalidFieldError("thread_id is None. Pass a text, a number or a UUID.")
     return _valid_text("thread_id", str(thread_id))
 
 

@@ -115,7 +115,7 @@ class Packing:
         mark, rest = packed[:1], packed[1:]
         try:
             if mark == _DEFLATED:
-                return Typed(kind, zlib.decompressobj(zdict=_WORDS).decompress(rest))
+                return Typed(kind, _inflated(rest))
             if mark == _ZSTD:
                 return Typed(kind, zstd.decompress(rest))
         except (zlib.error, zstd.ZstdError) as exc:
@@ -165,6 +165,14 @@ def _compressed(plain: bytes) -> bytes:
         return _ZSTD + zstd.compress(plain, _LEVEL)
     deflating = zlib.compressobj(zdict=_WORDS)
     return _DEFLATED + deflating.compress(plain) + deflating.flush()
+
+
+def _inflated(packed: bytes) -> bytes:
+    inflating = zlib.decompressobj(zdict=_WORDS)
+    plain = inflating.decompress(packed)
+    if not inflating.eof or inflating.unused_data:
+        raise ValueError("it does not end where it should")
+    return plain
 
 
 def _turned(plain: bytes) -> bytes:

@@ -172,7 +172,7 @@ class CheckpointRows(Tables):
             heads[channel] = Head(blob_id, versions[blob_id], 0, {})
             if channel in changed:
                 # What is damaged serves as no base, and the graph goes on.
-                with suppress(ValueError):
+                with suppress(Exception):
                     heads[channel] = texts.head(blob_id, versions[blob_id])
         return heads
 

@@ -24,6 +24,7 @@ from workflow_storage.contrib.langgraph.names import (
     ThreadName,
     digest,
     graph_run_key,
+    thread_id_of,
     thread_name,
     valid_checkpoint_id,
     valid_thread_id,
@@ -404,10 +405,11 @@ class DjangoSaver(BaseCheckpointSaver[str]):
                     )
                     for write in one.writes
                 ]
-            except ValueError as exc:
+            except Exception as exc:  # whatever the bytes are
+                reason = exc if isinstance(exc, ValueError) else repr(exc)
                 raise StorageError(
                     f"Checkpoint {row.checkpoint_id} of thread {one.name.thread_id!r} cannot be "
-                    f"read: {exc}. Go on from an earlier one."
+                    f"read: {reason}. Go on from an earlier one."
                 ) from exc
             parent = row.parent_checkpoint_id
             yield CheckpointTuple(
@@ -465,9 +467,8 @@ class _Listing:
 def _filters(config: RunnableConfig | None, before: RunnableConfig | None) -> Q:
     filters = Q()
     if config is not None:
-        configurable = config["configurable"]
-        if configurable.get("checkpoint_ns") is None:
-            filters &= Q(thread__thread_key=digest(valid_thread_id(configurable["thread_id"])))
+        if (config.get("configurable") or {}).get("checkpoint_ns") is None:
+            filters &= Q(thread__thread_key=digest(thread_id_of(config)))
         else:
             filters &= Q(thread__key=thread_name(config).key)
         if checkpoint_id := valid_checkpoint_id(config):
