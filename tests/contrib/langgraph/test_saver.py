@@ -1,11 +1,15 @@
 """What the conformance suite does not ask of `DjangoSaver`, on every database."""
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 import uuid
 from dataclasses import dataclass
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -260,6 +264,28 @@ def test_a_list_is_limited_and_filtered_over_pages(saver, monkeypatch):
     assert steps(before=configs[5], limit=2) == [4, 3]
     assert steps(limit=0) == []
     assert asyncio.run(async_steps(filter={"even": False}, limit=4)) == [9, 7, 5, 3]
+
+
+def test_the_app_has_to_be_installed(settings):
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if "langgraph" not in name]
+
+    with pytest.raises(ImproperlyConfigured, match=r"Add 'workflow_storage\.contrib\.langgraph'"):
+        DjangoSaver()
+
+
+def test_the_tables_are_of_their_own_app_where_it_is_not_installed():
+    script = (
+        "from workflow_storage.factory import ensure_django; ensure_django();"
+        "from workflow_storage.contrib.langgraph.models import GraphCheckpoint;"
+        "print(GraphCheckpoint._meta.app_label)"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"
+    }
+
+    found = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
+
+    assert found.strip() == "workflow_storage_langgraph"
 
 
 def test_another_store_than_a_database_is_refused(memory_url):

@@ -6,6 +6,9 @@ from django.utils.translation import gettext_lazy as _
 
 from workflow_storage.fields import ExactCharField, ExactJSONField, ExactTextField
 
+APP_LABEL = "workflow_storage_langgraph"
+"""The app of the tables, also where it is not installed: the app around it has none of them."""
+
 MAX_ID = 128
 """Characters of the id of a checkpoint or a task; LangGraph's have 36."""
 
@@ -27,6 +30,7 @@ class ThreadNamespace(models.Model):
     class Meta:
         """Table, names, and the index that finds all namespaces of a thread."""
 
+        app_label = APP_LABEL
         db_table = "workflow_graph_threads"
         default_permissions = ("view",)
         verbose_name = _("thread of a graph")
@@ -61,6 +65,7 @@ class GraphCheckpoint(models.Model):
     class Meta:
         """Table, names, and what is looked up."""
 
+        app_label = APP_LABEL
         db_table = "workflow_graph_checkpoints"
         default_permissions = ("view",)
         verbose_name = _("checkpoint of a graph")
@@ -95,6 +100,7 @@ class ChannelBlob(models.Model):
     class Meta:
         """Table."""
 
+        app_label = APP_LABEL
         db_table = "workflow_graph_blobs"
         default_permissions = ()
 
@@ -122,6 +128,7 @@ class CheckpointWrite(models.Model):
     class Meta:
         """Table, and what LangGraph tells writes by."""
 
+        app_label = APP_LABEL
         db_table = "workflow_graph_writes"
         default_permissions = ()
         constraints = [

@@ -6,6 +6,8 @@ import functools
 import random
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Q
 from langgraph.checkpoint.base import (
@@ -63,6 +65,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T", bound="Tables")
 
+_APP = "workflow_storage.contrib.langgraph"
+
 _PAGE = 200
 """Checkpoints whose metadata is read at once."""
 
@@ -87,6 +91,9 @@ class DjangoSaver(BaseCheckpointSaver[str]):
 
     Attributes:
         backend: as above.
+
+    Raises:
+        ImproperlyConfigured: if the app is not installed.
     """
 
     def __init__(
@@ -96,6 +103,11 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde)
+        if not apps.is_installed(_APP):
+            raise ImproperlyConfigured(
+                f"{_APP} is not installed. Add {_APP!r} to INSTALLED_APPS, and run "
+                "`manage.py migrate`."
+            )
         self.backend = backend
         self._memory = Memory()
 
