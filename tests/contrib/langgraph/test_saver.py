@@ -266,6 +266,36 @@ def test_a_list_is_limited_and_filtered_over_pages(saver, monkeypatch):
     assert asyncio.run(async_steps(filter={"even": False}, limit=4)) == [9, 7, 5, 3]
 
 
+class WithLength:
+    """A serializer whose types say what no serializer of LangGraph's does."""
+
+    def dumps_typed(self, value):
+        kind, data = JsonPlusSerializer().dumps_typed(value)
+        return f"{kind}+100%2B+{len(data)}", data
+
+    def loads_typed(self, typed):
+        kind, length = typed[0].split("+100%2B+")
+        assert len(typed[1]) == int(length)
+        return JsonPlusSerializer().loads_typed((kind, typed[1]))
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_the_types_of_a_serializer_are_any_text(sqlite_store, is_encrypted):
+    serde = WithLength()
+    if is_encrypted:
+        serde = EncryptedSerializer.from_pycryptodome_aes(serde, key=b"sixteen byte key")
+    items = [str(uuid.uuid4()) for _ in range(50)]
+    saver = DjangoSaver(sqlite_store, serde=serde)
+    config = put(saver, {"items": items})
+    config = put(saver, {"items": [*items, "new"]}, config)
+    saver.put_writes(config, [("items", [1])], "task")
+
+    found = DjangoSaver(sqlite_store, serde=serde).get_tuple(config)
+
+    assert found.checkpoint["channel_values"] == {"items": [*items, "new"]}
+    assert found.pending_writes == [("task", "items", [1])]
+
+
 def test_the_app_has_to_be_installed(settings):
     settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if "langgraph" not in name]
 

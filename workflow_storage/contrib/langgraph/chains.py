@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from workflow_storage.contrib.langgraph.packing import Typed
+from workflow_storage.contrib.langgraph.packing import Typed, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -112,7 +112,7 @@ class Texts:
         Raises:
             ValueError: if it is damaged, or what it is based on is not there.
         """
-        return Typed(self.rows[blob_id].stored.type.split("+", 1)[0], self.plain(blob_id))
+        return Typed(kind_of(self.rows[blob_id].stored), self.plain(blob_id))
 
     def plain(self, blob_id: int) -> bytes:
         """Return the bytes of a value; see `typed`."""

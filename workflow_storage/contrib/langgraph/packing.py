@@ -69,6 +69,7 @@ class Stored(NamedTuple):
     """A value as it is stored."""
 
     type: str
+    """The serializer's, with ``+`` and ``%`` in it as in a URL; and that of a cipher after a ``+``."""
     data: bytes
 
 
@@ -145,6 +146,7 @@ class Packing:
         return self.value(self.opened(stored))
 
     def _sealed(self, kind: str, packed: bytes) -> Stored:
+        kind = kind.replace("%", "%25").replace("+", "%2B")
         if self._encrypting is None:
             return Stored(kind, packed)
         cipher, encrypted = self._encrypting.cipher.encrypt(packed)
@@ -153,11 +155,16 @@ class Packing:
     def _unsealed(self, stored: Stored) -> tuple[str, bytes]:
         kind, data = stored
         if "+" not in kind:
-            return kind, bytes(data)
+            return kind_of(stored), bytes(data)
         if self._encrypting is None:
             raise ValueError("it is encrypted, and this saver's serializer has no key")
-        kind, cipher = kind.split("+", 1)
-        return kind, self._encrypting.cipher.decrypt(cipher, bytes(data))
+        _, cipher = kind.split("+", 1)
+        return kind_of(stored), self._encrypting.cipher.decrypt(cipher, bytes(data))
+
+
+def kind_of(stored: Stored) -> str:
+    """Return the type that the serializer gave a value, without that of its cipher."""
+    return stored.type.split("+", 1)[0].replace("%2B", "+").replace("%25", "%")
 
 
 def _compressed(plain: bytes) -> bytes:
