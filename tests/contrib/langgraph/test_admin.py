@@ -225,6 +225,25 @@ def test_the_pages_take_few_queries(admin_client, pages, django_assert_max_num_q
             admin_client.get(url)
 
 
+def test_a_thread_with_many_subgraphs_shows_the_newest_beside_the_root_and_its_own(
+    admin_client, pages, django_assert_max_num_queries
+):
+    saver = DjangoSaver()
+    for number in range(30):
+        put(saver, {}, thread("the-thread", checkpoint_ns=f"sub:{number:02}"))
+    first = ThreadNamespace.objects.get(namespace="sub:00")
+
+    with django_assert_max_num_queries(40):
+        html = text_of(admin_client.get(pages["thread"]))
+    of_first = text_of(admin_client.get(reverse(THREAD, args=[first.pk])))
+
+    headings = re.findall(r"<h2>Checkpoints(?: of the subgraph (\S+))?</h2>", html)
+    assert headings == ["", *(f"sub:{number}" for number in range(10, 30))]
+    assert html.count("Only the newest are shown.") == 1
+    headings = re.findall(r"<h2>Checkpoints(?: of the subgraph (\S+))?</h2>", of_first)
+    assert headings == ["", "sub:00", *(f"sub:{number}" for number in range(10, 30))]
+
+
 def test_a_tree_goes_on_with_the_oldest_child_after_its_forks():
     def node(name, parent):
         return Node(0, name, parent, None, None, {"step": 1})

@@ -29,7 +29,7 @@ from workflow_storage.admin.rendering import (
 from workflow_storage.admin.sections import register_section
 from workflow_storage.admin.trees import json_tree
 from workflow_storage.contrib.langgraph.models import GraphCheckpoint, ThreadNamespace
-from workflow_storage.contrib.langgraph.names import digest
+from workflow_storage.contrib.langgraph.names import ThreadName, digest
 from workflow_storage.contrib.langgraph.trees import Node, Place, tree
 from workflow_storage.factory import configured_alias, create_storage_backend
 from workflow_storage.models import WorkflowRun
@@ -46,7 +46,13 @@ if TYPE_CHECKING:
     from workflow_storage.contrib.langgraph.rows import Found
 
 SHOWN = 500
-"""Checkpoints of a namespace that the page of a thread shows, the newest ones."""
+"""Checkpoints that the page of a thread shows of its own namespace, the newest ones."""
+
+SHOWN_OF_OTHERS = 50
+"""Checkpoints that it shows of each other namespace."""
+
+SHOWN_SPACES = 20
+"""Other namespaces that it shows, the newest ones: there is one for each call of a subgraph."""
 
 SHOWN_IN_RUN = 20
 """Checkpoints that the page of a run shows, the newest ones."""
@@ -143,28 +149,43 @@ class ThreadAdmin(ReadOnlyAdmin):
         thread = self.get_object(request, object_id)
         if thread is None or not self.has_view_or_change_permission(request, thread):
             return super().change_view(request, object_id, form_url, extra_context)
-        spaces, runs = self._spaces(request, thread)
+        shown, are_cut = self._shown(thread)
+        spaces, runs = self._spaces(request, thread, shown)
         context = {
             "title": _name(thread),
             "subtitle": None,
             "spaces": spaces,
+            "are_cut": are_cut,
             "runs": runs,
             **(extra_context or {}),
         }
         return super().change_view(request, object_id, form_url, context)
 
+    def _shown(self, thread: ThreadNamespace) -> tuple[list[ThreadNamespace], bool]:
+        """Return the namespaces that a page shows, the root first; and whether there are more."""
+        rows = ThreadNamespace.objects.using(configured_alias())
+        root = rows.filter(key=ThreadName(thread.thread_id, "").key).exclude(pk=thread.pk)
+        always = [*root, thread]
+        others = rows.filter(thread_key=thread.thread_key)
+        others = others.exclude(pk__in=[row.pk for row in always]).order_by("-pk")
+        newest = list(others[: SHOWN_SPACES + 1])
+        shown = sorted(
+            [*always, *newest[:SHOWN_SPACES]], key=lambda row: (row.namespace != "", row.pk)
+        )
+        return shown, len(newest) > SHOWN_SPACES
+
     def _spaces(
-        self, request: HttpRequest, thread: ThreadNamespace
+        self, request: HttpRequest, thread: ThreadNamespace, shown: Iterable[ThreadNamespace]
     ) -> tuple[list[Space], list[tuple[SafeString, SafeString]]]:
-        """Return the namespaces of a thread, and the runs that made its checkpoints."""
+        """Return namespaces of a thread, and the runs that made their checkpoints."""
         links_runs = WorkflowRun in self.viewer(request).linked
         opens = request.user.has_perm("workflow_storage_langgraph.view_graphcheckpoint")
         spaces, run_ids = [], []
-        others = ThreadNamespace.objects.using(configured_alias())
-        for row in others.filter(thread_key=thread.thread_key).order_by("pk"):
-            nodes = _nodes(_checkpoints().filter(thread=row).order_by("-checkpoint_id"), SHOWN + 1)
+        for row in shown:
+            limit = SHOWN if row.pk == thread.pk else SHOWN_OF_OTHERS
+            nodes = _nodes(_checkpoints().filter(thread=row).order_by("-checkpoint_id"), limit + 1)
             lines = []
-            for place in tree(nodes[:SHOWN]):
+            for place in tree(nodes[:limit]):
                 run_id = place.node.run_id
                 run: SafeString | str = NOTHING
                 if run_id is not None:
@@ -174,7 +195,7 @@ class ThreadAdmin(ReadOnlyAdmin):
                 saved = time_ago(place.node.created_at)
                 indents = range(place.branch - place.is_fork)
                 lines.append(Line(place, indents, url, run, saved))
-            spaces.append(Space(printable(row.namespace), lines, len(nodes) > SHOWN))
+            spaces.append(Space(printable(row.namespace), lines, len(nodes) > limit))
         return spaces, self._runs(run_ids) if links_runs else []
 
     def _runs(self, run_ids: Iterable[str]) -> list[tuple[SafeString, SafeString]]:
