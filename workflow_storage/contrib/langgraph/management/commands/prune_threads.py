@@ -42,8 +42,8 @@ class Command(LongCommand, StorageCommand):
 
     help = (
         "Deletes threads of LangGraph's graphs without a checkpoint since a time, one after the "
-        "other; never one with a workflow run that is running or waiting. Says first how many, and "
-        "asks. Workflow runs stay: those are for prune_runs."
+        "other; never one with a workflow run that is running or waiting in the same database. Says "
+        "first how many, and asks. Workflow runs stay: those are for prune_runs."
     )
 
     _deleted = 0
@@ -81,19 +81,28 @@ class Command(LongCommand, StorageCommand):
             backend.runs.alias, own_connection=backend.runs.own_connection, memory=Memory()
         )
         before, latest = moment(options["older_than"]), options["keep_latest"]
-        unused = list(upkeep.unused(before, keep_latest=latest, limit=limit_of(options)))
-        found = Pruned(len(unused), sum(count for _, count in unused))
+        which: dict[str, Any] = {"keep_latest": latest, "limit": limit_of(options)}
+        found = Pruned(0, 0)
+        for _, count in upkeep.unused(before, **which):
+            found = Pruned(found.threads + 1, found.checkpoints + count)
         what = f"{counted(found.checkpoints, 'checkpoint')} of {counted(found.threads, 'thread')}"
         if output.is_table:
-            output.rows([found] if unused else [], COLUMNS, RECORD, nothing="Nothing to delete.")
-        if options["dry_run"] or not unused or not self.confirmed(f"Delete {what}?", options):
+            output.rows(
+                [found] if found.threads else [], COLUMNS, RECORD, nothing="Nothing to delete."
+            )
+        if (
+            options["dry_run"]
+            or not found.threads
+            or not self.confirmed(f"Delete {what}?", options)
+        ):
             if not output.is_table:
                 output.rows([found], (), RECORD)
-            elif unused:
+            elif found.threads:
                 was = "would be" if options["dry_run"] else "were not"
                 self.say(f"{what} {was} deleted.", options)
             return
-        for thread_id, _ in self.with_progress(unused, len(unused), options, "threads"):
+        unused = upkeep.unused(before, **which)
+        for thread_id, _ in self.with_progress(unused, found.threads, options, "threads"):
             prune = upkeep.prune if latest else upkeep.delete_thread
             self._deleted += prune(thread_id, unless_since=before)
         if output.is_table:
