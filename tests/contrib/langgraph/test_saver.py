@@ -23,6 +23,7 @@ from workflow_storage.contrib.langgraph.models import (
     GraphCheckpoint,
     ThreadNamespace,
 )
+from workflow_storage.factory import forget
 from workflow_storage.router import WorkflowStorageRouter
 
 
@@ -450,6 +451,19 @@ def test_without_a_backend_it_is_the_database_of_the_project(db):
     assert values_of(DjangoSaver("default"), config) == {"channel": 1}
     assert GraphCheckpoint.objects.count() == 1
     assert create_storage_backend("default").alias == "default"
+
+
+def test_a_database_given_by_url_gets_its_tables_on_first_use_by_async_code(
+    tmp_path, django_db_blocker
+):
+    url = f"sqlite:///{tmp_path}/graphs.db"
+    graph = counting(DjangoSaver(url))
+
+    with django_db_blocker.unblock():
+        values = asyncio.run(graph.ainvoke({"numbers": []}, thread()))
+        forget(create_storage_backend(url).alias)
+
+    assert values == {"numbers": [0, 1, 2]}
 
 
 @pytest.mark.parametrize("state", [Numbers, DeltaNumbers])

@@ -40,7 +40,7 @@ from workflow_storage.contrib.langgraph.rows import (
 )
 from workflow_storage.contrib.langgraph.upkeep import ThreadUpkeep
 from workflow_storage.exceptions import InvalidFieldError, StorageError
-from workflow_storage.factory import create_storage_backend
+from workflow_storage.factory import acreate_storage_backend, create_storage_backend
 from workflow_storage.recorder.run import run_around
 from workflow_storage.validation import valid_name
 
@@ -110,6 +110,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
             )
         self.backend = backend
         self._memory = Memory()
+        self._is_open = False
 
     # Sync
 
@@ -199,6 +200,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Async twin of `get_tuple`."""
+        await self._open()
         rows, name = self._rows(), thread_name(config)
         found = await self._arun(rows.get, name, valid_checkpoint_id(config))
         return None if found is None else self._tuple(found)
@@ -212,6 +214,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """Async twin of `list`."""
+        await self._open()
         rows, listing = self._rows(), _Listing(config, filter, before, limit)
         while listing.goes_on:
             listing.take(await self._arun(rows.page, listing.filters, listing.after, _PAGE))
@@ -227,6 +230,7 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Async twin of `put`."""
+        await self._open()
         new = self._new(config, checkpoint, metadata, new_versions)
         await self._arun(self._rows().put, thread_name(config), new, self._packing)
         return _configuration(config, checkpoint)
@@ -239,27 +243,32 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Async twin of `put_writes`."""
+        await self._open()
         await self._arun(
             self._rows().put_writes, *self._new_writes(config, writes, task_id, task_path)
         )
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Async twin of `delete_thread`."""
+        await self._open()
         await self._arun(self._upkeep().delete_thread, valid_thread_id(thread_id))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Async twin of `delete_for_runs`."""
+        await self._open()
         upkeep, keys = self._upkeep(), _run_keys(run_ids)
         for thread in await self._arun(upkeep.threads_of_runs, keys):
             await self._arun(upkeep.delete_for_runs, thread, keys)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Async twin of `copy_thread`."""
+        await self._open()
         ids = valid_thread_id(source_thread_id), valid_thread_id(target_thread_id)
         await self._arun(self._upkeep().copy_thread, *ids)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Async twin of `prune`."""
+        await self._open()
         prune = self._pruning(strategy)
         for thread_id in thread_ids:
             await self._arun(prune, valid_thread_id(thread_id))
@@ -268,11 +277,13 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Async twin of `get_delta_channel_history`."""
+        await self._open()
         rows, which = self._in_store(HistoryRows), self._path(config)
         return _histories(await self._arun(rows.paths, *which, channels, self._packing))
 
     async def arun_of(self, config: RunnableConfig) -> str | None:
         """Async twin of `run_of`."""
+        await self._open()
         name = thread_name(config)
         return await self._arun(self._rows().run_id, name, valid_checkpoint_id(config))
 
@@ -285,6 +296,12 @@ class DjangoSaver(BaseCheckpointSaver[str]):
         return f"{number + 1:032}.{random.random():016}"
 
     # Where it is stored
+
+    async def _open(self) -> None:
+        """Open the store if nobody has: where an event loop runs, `_runs` could not."""
+        if not self._is_open and not isinstance(self.backend, StorageBackend):
+            await acreate_storage_backend(self.backend)
+        self._is_open = True
 
     def _runs(self) -> DjangoWorkflowRunRepository:
         """Return the repository of runs in the same database, which has its threads."""
