@@ -483,6 +483,22 @@ def test_the_history_of_channels_is_what_langgraph_finds_by_itself(saver, state,
         assert ours == asyncio.run(saver.aget_delta_channel_history(**asked))
 
 
+def test_the_history_goes_through_parents_whose_clock_was_ahead(saver):
+    config = None
+    for checkpoint_id in ("b", "d", "c", "a"):
+        values = {"numbers": [0]} if config is None else {}
+        checkpoint = {**empty_checkpoint(), "id": checkpoint_id, "channel_values": values}
+        versions = dict.fromkeys(values, "1")
+        checkpoint["channel_versions"] = versions
+        config = saver.put(config or thread("1", checkpoint_ns=""), checkpoint, {}, versions)
+        saver.put_writes(config, [("numbers", [checkpoint_id])], "task")
+
+    found = saver.get_delta_channel_history(config=config, channels=["numbers"])
+
+    writes = [("task", "numbers", [checkpoint_id]) for checkpoint_id in ("b", "d", "c")]
+    assert found == {"numbers": {"seed": [0], "writes": writes}}
+
+
 def test_the_router_keeps_the_tables_beside_the_runs(settings):
     settings.WORKFLOW_STORAGE = "default"
     router = WorkflowStorageRouter()

@@ -103,23 +103,20 @@ class HistoryRows(CheckpointRows):
         """Yield the checkpoints from the parent of one to the first of its thread."""
         rows = self.all(GraphCheckpoint).filter(thread__key=name.key).order_by("-checkpoint_id")
         target = rows if checkpoint_id is None else rows.filter(checkpoint_id=checkpoint_id)
-        found = target.values_list("checkpoint_id", "parent_checkpoint_id").first()
-        if found is None:
-            return
-        before, wanted = found
+        wanted = target.values_list("parent_checkpoint_id", flat=True).first()
         while wanted is not None:
-            # A parent is older than its children, so most of a page are ancestors.
-            page = list(rows.filter(checkpoint_id__lt=before).values_list(*_COLUMNS)[:_PAGE])
-            for values in page:
-                ancestor = _Ancestor._make(values)
+            # A parent is older than its children but for clocks that differ, so most of a page are
+            # ancestors; the first is the one that is wanted, if it is there.
+            page = [
+                _Ancestor._make(values)
+                for values in rows.filter(checkpoint_id__lte=wanted).values_list(*_COLUMNS)[:_PAGE]
+            ]
+            if not page or page[0].checkpoint_id != wanted:
+                return
+            for ancestor in page:
                 if ancestor.checkpoint_id == wanted:
                     yield ancestor
                     wanted = ancestor.parent
-                if wanted is None:
-                    return
-            if len(page) < _PAGE:
-                return
-            before = page[-1][1]
 
     def _written(
         self, thread: int, through: dict[str, list[str]]
