@@ -1,6 +1,9 @@
 """How values are packed, and what they are based on; pure."""
 
 import itertools
+import os
+import signal
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +161,25 @@ def test_memory_forgets_threads_without_values_too():
 
     assert memory.get("0") is None
     assert memory.get("10000") is not None
+
+
+def test_a_child_process_can_remember_what_its_parent_was_about_to():
+    memory = Memory()
+    memory.keep("1", Remembered(1, 1, "id", {}))
+
+    with memory._changing:  # noqa: SLF001 - as another thread holds it
+        child = os.fork()
+        if child == 0:
+            memory.keep("2", Remembered(1, 1, "id", {}))
+            os._exit(0 if memory.get("2") and not memory.get("1") else 1)
+        deadline = time.monotonic() + 30
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    assert ended == (child, 0)
 
 
 def test_short_values_are_compressed_with_words_that_they_have_in_common():

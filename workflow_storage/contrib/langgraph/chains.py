@@ -8,7 +8,9 @@ each of them: 30 for the first 256, 45 for the first 4,096.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,6 +171,11 @@ class Memory:
     """What a saver remembers of the threads that it used last, as far as that is little."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+        _all.add(self)
+
+    def begin_anew(self) -> None:
+        """Know of no thread, in a child process: another thread of its parent may have been at it."""
         self._changing = threading.Lock()
         self._threads: OrderedDict[str, Remembered] = OrderedDict()
         self._held = 0
@@ -202,3 +209,15 @@ class Memory:
 
 def _held(heads: Iterable[Head]) -> int:
     return _EACH + sum(head.held for head in heads)
+
+
+_all: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    for memory in list(_all):
+        memory.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
