@@ -1,17 +1,25 @@
 """Graphs whose runs are recorded."""
 
 import asyncio
+import time
 from contextlib import aclosing, suppress
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 from langgraph.prebuilt import create_react_agent
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 
-from tests.contrib.langgraph.graphs import asking, counting, scripted, thread
-from workflow_storage import RunLostError, create_storage_backend, current_run, record_run
+from tests.contrib.langgraph.graphs import Numbers, asking, counting, scripted, thread
+from workflow_storage import (
+    NotResumableError,
+    RunLostError,
+    create_storage_backend,
+    current_run,
+    record_run,
+)
 from workflow_storage.contrib.langgraph import DjangoSaver, with_recording
 from workflow_storage.contrib.langgraph.models import GraphCheckpoint
 
@@ -97,6 +105,70 @@ def test_an_answer_at_a_checkpoint_goes_on_with_the_run_that_made_it(store, invo
 
     assert store.runs.get(first.id).status == "completed"
     assert [run.status for run in store.runs.list_runs()] == ["pending", "completed"]
+
+
+def test_a_second_answer_is_refused_while_the_first_is_under_way(store, invoke):
+    refused = []
+
+    def node(state):
+        if "yes" in state["numbers"]:
+            with pytest.raises(NotResumableError):
+                graph.invoke(Command(resume="no"), thread())
+            refused.append("no")
+
+    def ask(state):
+        return {"numbers": [interrupt("approve?")]}
+
+    builder = StateGraph(Numbers)
+    builder.add_node("ask", ask)
+    builder.add_node("send", node)
+    builder.add_edge(START, "ask")
+    builder.add_edge("ask", "send")
+    saver = DjangoSaver(store)
+    graph = with_recording(builder.compile(checkpointer=saver), workflow_name="ask", backend=store)
+    invoke(graph, {"numbers": []}, thread())
+
+    values = invoke(graph, Command(resume="yes"), thread())
+
+    assert (values, refused) == ({"numbers": ["yes"]}, ["no"])
+    assert (only_run(store).status, only_run(store).attempt) == ("completed", 2)
+
+
+def test_an_answer_goes_on_with_a_run_that_failed_in_another_node(store, invoke):
+    fails = [True]
+
+    def ask(state):
+        return {"numbers": [interrupt("approve?")]}
+
+    def send(state):
+        if fails.pop():
+            time.sleep(0.1)
+            raise RuntimeError("no answer")
+        return {"numbers": ["sent"]}
+
+    builder = StateGraph(Numbers)
+    for function in (ask, send):
+        builder.add_node(function)
+        builder.add_edge(START, function.__name__)
+    saver = DjangoSaver(store)
+    graph = with_recording(builder.compile(checkpointer=saver), workflow_name="ask", backend=store)
+    with pytest.raises(RuntimeError):
+        invoke(graph, {"numbers": []}, thread())
+    fails.append(False)
+
+    values = invoke(graph, Command(resume="yes"), thread())
+
+    assert values == {"numbers": ["yes", "sent"]}
+    assert (only_run(store).status, only_run(store).attempt) == ("completed", 2)
+
+
+def test_an_answer_that_nobody_waits_for_begins_a_run(store, invoke):
+    graph = with_recording(counting(DjangoSaver(store)), workflow_name="count", backend=store)
+    invoke(graph, {"numbers": []}, thread())
+
+    invoke(graph, Command(resume="yes"), thread())
+
+    assert [run.attempt for run in store.runs.list_runs()] == [1, 1]
 
 
 def test_a_static_interrupt_waits_too_and_none_goes_on(store, invoke):

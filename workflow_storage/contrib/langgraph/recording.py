@@ -67,8 +67,8 @@ def with_recording(
         labels: names and texts to find the runs by; ``thread`` is added.
         backend: the store of the runs: a `StorageBackend`, or what `create_storage_backend` takes.
         heartbeat: as for `record_run`.
-        stalled_after: let None as the input also go on with a run of the thread that gave no sign of
-            life for longer: one whose process was killed.
+        stalled_after: let None as the input, or an answer, also go on with a run of the thread that
+            gave no sign of life for longer: one whose process was killed.
     """
     name = workflow_name or graph.get_name()
     settings = _Settings(name, labels or {}, backend, heartbeat, stalled_after)
@@ -105,23 +105,19 @@ class _Settings(NamedTuple):
 
     def filters(self, graph_input: Any, thread_id: str | None) -> dict[str, Any] | None:
         """Return how to find the run that an input goes on with; None if it begins one."""
-        is_answer = isinstance(graph_input, Command) and graph_input.resume is not None
-        if thread_id is None or not (is_answer or graph_input is None):
+        if thread_id is None or not (_is_answer(graph_input) or graph_input is None):
             return None
-        filters: dict[str, Any] = {
-            "workflow_name": self.workflow_name,
-            "labels": _label(thread_id),
-            "limit": 1,
-        }
-        # An answer is for the run that waits; whoever goes on, goes on with the last one.
-        return {**filters, "status": RunStatus.PENDING} if is_answer else filters
+        return {"workflow_name": self.workflow_name, "labels": _label(thread_id), "limit": 1}
 
-    def is_to_go_on(self, run: WorkflowRun | None) -> bool:
-        """Whether a run that was found can be gone on with."""
-        if run is None:
-            return False
-        is_stalled = self.stalled_after is not None and run.status == RunStatus.RUNNING
-        return is_stalled or run.status in RESUMABLE
+    def is_to_go_on(self, run: WorkflowRun, graph_input: Any) -> bool:
+        """Whether a run that was found is to be gone on with.
+
+        To go on with one that is running is refused, unless it has stalled: somebody else has given
+        the answer.
+        """
+        if run.status == RunStatus.RUNNING:
+            return self.stalled_after is not None or _is_answer(graph_input)
+        return run.status in RESUMABLE
 
 
 class _Recorded(Pregel[Any, Any, Any, Any]):
@@ -202,7 +198,7 @@ class _Recorded(Pregel[Any, Any, Any, Any]):
         run: WorkflowRun | None,
         store: StorageBackend,
     ) -> Recording:
-        if run is not None and self.recording.is_to_go_on(run):
+        if run is not None and self.recording.is_to_go_on(run, graph_input):
             return self.recording.go_on(run, store)
         return self.recording.begin(graph_input, thread_id, store)
 
@@ -226,6 +222,10 @@ class _Recorded(Pregel[Any, Any, Any, Any]):
         goes_on = given is None or isinstance(given, Command)
         saver = self.checkpointer
         return saver if names_one and goes_on and isinstance(saver, DjangoSaver) else None
+
+
+def _is_answer(graph_input: Any) -> bool:
+    return isinstance(graph_input, Command) and graph_input.resume is not None
 
 
 def _is_within_another(config: RunnableConfig) -> bool:
