@@ -17,6 +17,7 @@ from workflow_storage.backends.orm.compiled_queries import Parameter, Queries
 from workflow_storage.backends.orm.connections import in_callers_transaction
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.contrib.langgraph.models import ThreadNamespace
+from workflow_storage.exceptions import SnapshotError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -90,6 +91,34 @@ class Tables:
             dialect_of(connection).begin_callers(connection)
         return transaction.atomic(using=self.alias)
 
+    def read_committed(self) -> AbstractContextManager[Any]:
+        """Begin a transaction of which each statement sees what is committed by then.
+
+        In the caller's transaction it is as `transaction`, and what is seen there is the caller's to
+        say.
+        """
+        connection = self.connection
+        if in_callers_transaction(connection):
+            return self.transaction()
+        return dialect_of(connection).read_committed(connection)
+
+    def refuse_snapshot(self) -> None:
+        """Refuse to delete in a caller's transaction that cannot see what others commit.
+
+        Raises:
+            SnapshotError: for what is kept may not be all.
+        """
+        connection = self.connection
+        if in_callers_transaction(connection) and dialect_of(connection).has_snapshot(connection):
+            raise SnapshotError
+
+    def as_of_now(self, rows: QuerySet[_M]) -> QuerySet[_M]:
+        """Let a query see what is committed by now, if only a lock does in this transaction."""
+        connection = self.connection
+        if in_callers_transaction(connection) and dialect_of(connection).locks_see_newest:
+            return self.with_lock(rows)
+        return rows
+
     def begin_writing(self) -> None:
         """Let a transaction lock the whole database now, where that is how it is locked.
 
@@ -98,12 +127,12 @@ class Tables:
         if dialect_of(self.connection).begins_deferred(self.connection):
             self.all(ThreadNamespace).filter(pk=0).update(generation=F("generation"))
 
-    def with_lock(self, threads: QuerySet[ThreadNamespace]) -> QuerySet[ThreadNamespace]:
+    def with_lock(self, rows: QuerySet[_M]) -> QuerySet[_M]:
         """Let a query lock the threads that it reads, where the database locks rows."""
         features = self.connection.features
         if not features.has_select_for_update:
-            return threads
-        return threads.select_for_update(no_key=features.has_select_for_no_key_update)
+            return rows
+        return rows.select_for_update(no_key=features.has_select_for_no_key_update)
 
     def locked(self, name: ThreadName, key: str) -> ThreadNamespace:
         """Return a thread, made if it is not there, that no other transaction changes meanwhile."""

@@ -67,7 +67,7 @@ class ThreadUpkeep(Tables):
         Returns:
             How many checkpoints were deleted.
         """
-        with self.transaction():
+        with self.read_committed():
             threads = self._namespaces(thread_id)
             if self._is_used(threads, unless_since):
                 return 0
@@ -88,7 +88,8 @@ class ThreadUpkeep(Tables):
             How many checkpoints were deleted.
         """
         deleted = 0
-        with self.transaction():
+        self.refuse_snapshot()
+        with self.read_committed():
             threads = self._namespaces(thread_id)
             if self._is_used(threads, unless_since):
                 return 0
@@ -118,7 +119,8 @@ class ThreadUpkeep(Tables):
             thread: the key of its row.
             keys: of the runs; see `names.graph_run_key`.
         """
-        with self.transaction():
+        self.refuse_snapshot()
+        with self.read_committed():
             self.begin_writing()
             for locked in self.with_lock(self.all(ThreadNamespace).filter(pk=thread)):
                 checkpoints = self._checkpoints(locked)
@@ -204,7 +206,7 @@ class ThreadUpkeep(Tables):
         Raises:
             InvalidFieldError: if the new one is there already.
         """
-        with self.transaction():
+        with self.read_committed():
             sources = self._namespaces(source_id)
             if not sources:
                 return
@@ -228,10 +230,10 @@ class ThreadUpkeep(Tables):
         return self.all(GraphCheckpoint).filter(thread__in=threads, created_at__gte=since).exists()
 
     def _checkpoints(self, thread: ThreadNamespace) -> QuerySet[GraphCheckpoint]:
-        return self.all(GraphCheckpoint).filter(thread=thread)
+        return self.as_of_now(self.all(GraphCheckpoint).filter(thread=thread))
 
     def _blobs(self, thread: ThreadNamespace) -> QuerySet[ChannelBlob]:
-        return self.all(ChannelBlob).filter(thread=thread)
+        return self.as_of_now(self.all(ChannelBlob).filter(thread=thread))
 
     def _writes(self, thread: ThreadNamespace) -> QuerySet[CheckpointWrite]:
         return self.all(CheckpointWrite).filter(thread=thread)
