@@ -372,7 +372,7 @@ LONG = [
 def test_ctrl_c_leaves_a_sound_store_and_says_what_was_done(
     source, target, sqlite_url, redis_url, tmp_path, command, said
 ):
-    many(source, 4000 if len(command) == 3 else 1500)
+    many(source, 8000 if command == ["check_runs"] else 4000 if len(command) == 3 else 1500)
     export = tmp_path / "export.jsonl"
     if "EXPORT" in command:
         list(export_runs(source, export))
