@@ -22,6 +22,12 @@ class TestCheck:
         assert message.id == "workflow_storage.W001"
         assert "'reporting'" in message.msg
 
+    def test_an_app_that_is_made_ready_again_says_it_once(self, setting, settings):
+        setattr(settings, setting, {"backend": "reporting"})
+        settings.INSTALLED_APPS = [*settings.INSTALLED_APPS]  # which makes all of them ready
+
+        assert len(found(setting)) == 1
+
     @pytest.mark.parametrize("value", [{}, {"backend": None}, {"backend": "memory://tasks"}])
     def test_one_that_can_be_opened_is_fine(self, value, setting, settings):
         setattr(settings, setting, value)

@@ -1,5 +1,6 @@
 """Which tasks of a queue are recorded and how: what a project sets, and what a task says of itself."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,14 +53,18 @@ class TaskRecordingConfig(BaseModel):
 
 def register_check(setting: str) -> None:
     """Let ``manage.py check`` look at the store that the setting of an integration names, if it does."""
+    checks.register(_check_of(setting))
 
+
+@functools.cache  # so that an app that is made ready again, as in tests, registers no second one
+def _check_of(setting: str) -> Callable[..., list[checks.CheckMessage]]:
     def check_backend(
         app_configs: Sequence[AppConfig] | None, **kwargs: Any
     ) -> list[checks.CheckMessage]:
         backend = TaskRecordingConfig.of_project(setting).backend
         return [] if backend is None else check_store(f"{setting}['backend']", backend)
 
-    checks.register(check_backend)
+    return check_backend
 
 
 class TaskOptions(NamedTuple):
