@@ -62,7 +62,7 @@ class Servers:
             assert process.poll() is None, self.log(port)[-9000:]
             return condition()
 
-        wait_until(ready)
+        wait_until(ready, 90)
 
 
 class PostgresPair(Servers):
