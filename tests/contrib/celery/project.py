@@ -233,4 +233,6 @@ def who_is_connected():
     assert connections[backend.alias].connection is not None, "closed since the run has begun"
     with connections[backend.alias].cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
-        return json.dumps([os.getpid(), cursor.fetchone()[0]])
+        number = cursor.fetchone()[0]
+    time.sleep(0.2)  # so that another process takes the next task
+    return json.dumps([os.getpid(), number])
