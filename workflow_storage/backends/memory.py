@@ -128,11 +128,7 @@ class _Store:
         self.runs: dict[str, _Run] = {}
 
     def run(self, run_id: str) -> _Run:
-        """Return a run.
-
-        Raises:
-            RunNotFoundError: if there is no such run.
-        """
+        """Return a run, or raise that there is none."""
         run = self.find(run_id)
         if run is None:
             raise RunNotFoundError(run_id)
@@ -143,12 +139,7 @@ class _Store:
         return self.runs.get(run_id) if is_possible_id(run_id) else None
 
     def run_in(self, run_id: str, attempt: int | None) -> _Run:
-        """Return a run that is running in an attempt, if one is given.
-
-        Raises:
-            RunNotFoundError: if there is no such run.
-            RunLostError: if it is not running in that attempt.
-        """
+        """Return a run; if an attempt is given, one that is running in it, or raise why it is not."""
         run = self.run(run_id)
         if attempt is not None and (run.status, run.attempt) != (RunStatus.RUNNING, attempt):
             raise refusal(run_id, run.found, attempt=attempt) or RunNotFoundError(run_id)
@@ -206,11 +197,14 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         """See `AbstractWorkflowRunRepository.list_runs`."""
         valid_count("limit", limit)
         with self._store.lock:
-            runs = sorted(self._matching(filters), key=_place, reverse=True)
-            if before is not None:
-                last = before if isinstance(before, WorkflowRun) else self._store.run(before)
-                runs = [run for run in runs if _place(run) < _place(last)]
-            return [run.copied() for run in runs[:limit]]
+            return self._newest(self._matching(filters), before, limit)
+
+    def _newest(self, found: Iterable[Any], before: Any, limit: int | None) -> list[WorkflowRun]:
+        runs = sorted(found, key=_place, reverse=True)
+        if before is not None:
+            last = before if isinstance(before, WorkflowRun) else self._store.run(before)
+            runs = [run for run in runs if _place(run) < _place(last)]
+        return [run.copied() for run in runs[:limit]]
 
     def list_ids(self, beginning: str, *, limit: int = 10) -> list[str]:
         """See `AbstractWorkflowRunRepository.list_ids`."""
@@ -330,25 +324,19 @@ class MemoryWorkflowRunRepository(_InMemory, AbstractWorkflowRunRepository):
         """See `AbstractWorkflowRunRepository.list_stalled`."""
         most = None if limit is None else valid_count("limit", limit)
         with self._store.lock:
-            wanted = {run.id for run in self._matching(filters)}
-            found = (run for run in self._silent(idle) if run.id in wanted)
-            stalled = sorted(found, key=_place, reverse=True)
-            if before is not None:
-                last = before if isinstance(before, WorkflowRun) else self._store.run(before)
-                stalled = [run for run in stalled if _place(run) < _place(last)]
-            return [run.copied() for run in stalled[:most]]
+            return self._newest(self._silent(idle, filters), before, most)
 
     def fail_stalled(self, idle: timedelta, *, run_id: str | None = None) -> int:
         """See `AbstractWorkflowRunRepository.fail_stalled`."""
         with self._store.lock:
-            stalled = [run for run in self._silent(idle) if run_id in (None, run.id)]
+            stalled = [run for run in self._silent(idle, {}) if run_id in (None, run.id)]
             for run in stalled:
                 self.update_status(run.id, "failed", error_message=stalled_message(idle))
         return len(stalled)
 
-    def _silent(self, idle: timedelta) -> list[_Run]:
+    def _silent(self, idle: timedelta, filters: Mapping[str, Any]) -> list[_Run]:
         cutoff = stalled_before(idle)
-        running = self._matching({"status": RunStatus.RUNNING})
+        running = (run for run in self._matching(filters) if run.status == RunStatus.RUNNING)
         return [run for run in running if all(sign < cutoff for sign in run.signs if sign)]
 
     def list_attempts(self, run_id: str) -> list[Attempt]:
@@ -498,14 +486,12 @@ def check_store(config: StorageConfig) -> list[CheckMessage]:
     from django.core.checks import Warning
 
     open_store(config)
-    return [
-        Warning(
-            "Workflow runs are stored in the memory of each process.",
-            hint="They are lost when the process ends, and no other process sees them. Use a "
-            "database, or Redis.",
-            id="workflow_storage.W003",
-        )
-    ]
+    hint = (
+        "They are lost when the process ends, and no other process sees them. Use a database, or "
+        "Redis."
+    )
+    message = "Workflow runs are stored in the memory of each process."
+    return [Warning(message, hint=hint, id="workflow_storage.W003")]
 
 
 def database_settings(config: StorageConfig) -> dict[str, Any] | None:
