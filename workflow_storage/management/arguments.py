@@ -108,6 +108,11 @@ def add_narrow_selection(parser: ArgumentParser) -> None:
     )
 
 
+def add_dry_run(parser: ArgumentParser, what: str) -> None:
+    """Add ``--dry-run``, with what is done then."""
+    parser.add_argument("--dry-run", action="store_true", help=what)
+
+
 def add_limit(parser: ArgumentParser, default: int | None = None) -> None:
     """Add ``--limit``."""
     parser.add_argument(

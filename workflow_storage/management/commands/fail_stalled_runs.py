@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from workflow_storage.base import UNREADABLE, Damage
 from workflow_storage.exceptions import StorageUnavailableError
-from workflow_storage.management.arguments import add_selection, duration
+from workflow_storage.management.arguments import add_dry_run, add_selection, duration
 from workflow_storage.management.base import StorageCommand, selected
 from workflow_storage.management.readable import NAMED, known, unreadable_error
 from workflow_storage.management.run_columns import known_columns, known_record
@@ -52,9 +52,7 @@ class Command(StorageCommand):
             help="How long without a sign of life: a number with s, m, h or d, such as 15m.",
         )
         add_selection(parser)
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Only list the runs; change nothing."
-        )
+        add_dry_run(parser, "Only list the runs; change nothing.")
 
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
         """Fail the runs, and list them."""

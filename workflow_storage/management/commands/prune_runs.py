@@ -12,6 +12,7 @@ from django.core.management.base import CommandError
 
 from workflow_storage.exceptions import CannotMoveError, ExportFileError, RunNotFoundError
 from workflow_storage.management.arguments import (
+    add_dry_run,
     add_limit,
     add_narrow_selection,
     given,
@@ -104,9 +105,7 @@ class Command(LongCommand, StorageCommand):
             help="Of each workflow spare the newest so many, of those selected.",
         )
         add_limit(parser)
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Only say what would be deleted."
-        )
+        add_dry_run(parser, "Only say what would be deleted.")
         add_no_input(parser)
         parser.add_argument(
             "--archive",

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from django.core.management.base import CommandError
 
 from workflow_storage.exceptions import RunNotFoundError, StatusConflictError
-from workflow_storage.management.arguments import add_selection, labels_of, selection_of
+from workflow_storage.management.arguments import (
+    add_dry_run,
+    add_selection,
+    labels_of,
+    selection_of,
+)
 from workflow_storage.management.base import (
     StorageCommand,
     add_no_input,
@@ -90,9 +95,7 @@ class Command(LongCommand, StorageCommand):
             metavar="NAME",
             help="With unlabel: a label to remove; may be given several times.",
         )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Only list the runs; change nothing."
-        )
+        add_dry_run(parser, "Only list the runs; change nothing.")
         add_no_input(parser)
 
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from workflow_storage.backends.orm import DjangoWorkflowRunRepository
 from workflow_storage.contrib.langgraph.chains import Memory
 from workflow_storage.contrib.langgraph.upkeep import ThreadUpkeep
 from workflow_storage.exceptions import UnsupportedBackendError
-from workflow_storage.management.arguments import add_limit, limit_of, moment
+from workflow_storage.management.arguments import add_dry_run, add_limit, limit_of, moment
 from workflow_storage.management.base import StorageCommand, add_no_input
 from workflow_storage.management.output import Column, Record
 from workflow_storage.management.progress import LongCommand
@@ -65,9 +65,7 @@ class Command(LongCommand, StorageCommand):
             help="Keep the newest checkpoint of each, so that it can be gone on with.",
         )
         add_limit(parser)
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Only say what would be deleted."
-        )
+        add_dry_run(parser, "Only say what would be deleted.")
         add_no_input(parser)
 
     def show(self, backend: StorageBackend, output: Output, options: dict[str, Any]) -> None:
