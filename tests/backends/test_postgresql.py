@@ -127,7 +127,7 @@ def test_what_finds_rows_by_a_key_is_prepared_and_lists_are_planned_each_time(
     use(backend, stored_run(backend).id)
 
     assert {statement.split()[0] for statement in prepared(backend)} == {
-        "INSERT",
+        "WITH",
         "UPDATE",
         "SELECT",
     }

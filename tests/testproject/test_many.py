@@ -195,7 +195,8 @@ def test_what_is_stored_is_read_back_and_plausible(small_backend, small_url):
     now = timezone.now()
     stored = list(small_backend.runs.iter_runs(labels=LABEL))
     assert len(stored) == 120
-    assert {run.status for run in stored} == set(RunStatus.values)
+    # Which of them are cancelled depends on the time.
+    assert {run.status for run in stored} >= set(RunStatus.values) - {"cancelled"}
     for run in stored:
         attempts = small_backend.runs.list_attempts(run.id)
         refuse_implausible(run, attempts, small_backend.states.get_state_history(run.id), now)

@@ -1,5 +1,6 @@
 """Databases for the tests of one room: their sessions, and who locks what in them."""
 
+import random
 import threading
 import time
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ class Server:
             " WHERE db = %s AND trx_state = 'LOCK WAIT'"
         )
         if not self.is_postgres:
-            time.sleep(0.15)  # who looks again within 0.1 seconds is shown the same
+            # Who looks again within 0.1 seconds, another process of the tests, say, is shown the same.
+            time.sleep(random.uniform(0.11, 0.4))
         with self.cursor(of_server=True) as cursor:
             cursor.execute(query, [self.database])
             return cursor.fetchone()[0] > 0
@@ -138,6 +140,11 @@ class Server:
 @pytest.fixture
 def postgres(postgres_url):
     return Server(postgres_url)
+
+
+@pytest.fixture
+def mysql(mysql_url):
+    return Server(mysql_url)
 
 
 @pytest.fixture(params=["postgres", "mysql"])

@@ -191,6 +191,17 @@ class Database:
         if not found:
             raise RunNotFoundError(run_id)
 
+    def change_run(self, run_id: str) -> None:
+        """Do what `lock_run` does, and let whoever waits for the lock notice.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+        """
+        if not dialect_of(self.connection).updates_within:
+            self.lock_run(run_id)
+        elif not self.run(run_id).update(status=F("status")):
+            raise RunNotFoundError(run_id)
+
     def begin_writing(self) -> None:
         """Let a transaction lock the whole database now, where that is how it is locked.
 

@@ -358,11 +358,11 @@ class StateRows(Database):
             "step": step,
         }
         of_base = {} if base is None else {"base_id": base[0], "base_created_at": base[1]}
-        names, based = tuple(values), base is not None
+        based = base is not None
         if not dialect_of(self.connection).updates_within:
             with self.state_queries.execute(
-                ("following", *names),
-                partial(state_statements.insert_following, names=names, based=based),
+                ("following", *values),
+                partial(state_statements.insert_following, names=tuple(values), based=based),
                 **values,
                 **of_base,
             ) as cursor:
@@ -370,10 +370,10 @@ class StateRows(Database):
         noted = checkpoint.noted if checkpoint.is_noted else {}
         changed = tuple(name for name in noted if name != "of_attempt")
         with self.state_queries.execute(
-            ("following", *names, *noted),
+            ("following", *values, *noted),
             partial(
                 state_statements.insert_following_and_note,
-                names=names,
+                names=tuple(name for name in values if name != "step"),
                 based=based,
                 noted=changed,
                 fenced=checkpoint.is_fenced,
@@ -391,20 +391,21 @@ class StateRows(Database):
         Raises:
             RunNotFoundError: if there is no such run.
             RunLostError: if it is not running in the attempt that the checkpoint has to be of.
-            IntegrityError: if another writer took the step.
+            IntegrityError: if another writer took the step, or changed the run meanwhile.
         """
-        noted = ("current_node", *checkpoint.totals)
+        noted = checkpoint.noted if checkpoint.is_noted else {}
+        changed = tuple(name for name in noted if name != "of_attempt")
         with self.state_queries.execute(
-            ("note", *noted, checkpoint.is_fenced, *checkpoint.names),
+            ("next", *noted, *checkpoint.names),
             partial(
                 state_statements.insert_and_note,
-                noted=noted,
+                noted=changed,
                 fenced=checkpoint.is_fenced,
                 names=checkpoint.names,
             ),
             run_id=run_id,
             state_json=checkpoint.text.decode(),
-            **checkpoint.noted,
+            **noted,
             **checkpoint.columns,
         ) as cursor:
             row = cursor.fetchone()

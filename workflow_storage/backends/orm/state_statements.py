@@ -86,14 +86,8 @@ def insert_following_and_note(
 
     Where the step is not the next one, or the base is not there, nothing is done and the step is refused.
     """
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    run, params = (
-        note(connection, noted=noted, fenced=fenced)
-        if noted
-        else (f"SELECT id FROM {name_of(WorkflowRun._meta.db_table)} WHERE id = %s", [RUN_ID])
-    )
-    run += " RETURNING id" if noted else " FOR NO KEY UPDATE"
+    table = connection.ops.quote_name(ExecutionState._meta.db_table)
+    run, params = _locked_run(connection, noted=noted, fenced=fenced)
     base, holds_base = "", ""
     if based:
         # Locked after the run is, as by whoever deletes states. If that one was quicker, it is not
@@ -107,16 +101,40 @@ def insert_following_and_note(
             Parameter("base_id", _field("id")),
             Parameter("base_created_at", _field("created_at"), for_save=True),
         ]
-    columns = ", ".join(name_of(_field(name).column) for name in names)
-    # Without its type, what is selected would be text.
-    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names[:-1])
+    columns, values = _selected(connection, names)
     # A step of NULL is refused, and takes back what was noted.
     sql = (
-        f"WITH run AS ({run}){base} INSERT INTO {table} ({columns}) SELECT {values}, "
+        f"WITH run AS ({run}){base} INSERT INTO {table} ({columns}, step) SELECT {values}, "
         f"CASE WHEN (SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1) = %s"
         f"{holds_base} THEN %s::integer END FROM run RETURNING id"
     )
-    return sql, [*params, *map(_saved, names[:-1]), RUN_ID, _saved("step"), _saved("step")]
+    return sql, [*params, *map(_saved, names), RUN_ID, _saved("step"), _saved("step")]
+
+
+def _locked_run(
+    connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool
+) -> tuple[str, list[Any]]:
+    """Lock a run, and note something in it, unless somebody has changed it since the snapshot.
+
+    A statement of PostgreSQL that waits for the lock goes on with what it saw before it waited: steps
+    that are in use by now, and perhaps have been deleted again, would look free. `delete_states` changes
+    the run, too, so that such a statement finds none.
+    """
+    table = connection.ops.quote_name(WorkflowRun._meta.db_table)
+    as_seen = f" AND xmin = (SELECT seen.xmin FROM {table} AS seen WHERE seen.id = %s)"
+    if noted:
+        sql, params = note(connection, noted=noted, fenced=fenced)
+        return f"{sql}{as_seen} RETURNING id", [*params, RUN_ID]
+    sql = f"SELECT id FROM {table} WHERE id = %s{as_seen} FOR NO KEY UPDATE"
+    return sql, [RUN_ID, RUN_ID]
+
+
+def _selected(connection: BaseDatabaseWrapper, names: Sequence[str]) -> tuple[str, str]:
+    """Return the columns of an INSERT, and the values for them as a SELECT takes them."""
+    name_of = connection.ops.quote_name
+    columns = ", ".join(name_of(_field(name).column) for name in names)
+    # Without its type, what is selected would be text.
+    return columns, ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names)
 
 
 def note(
@@ -138,19 +156,16 @@ def note(
 def insert_and_note(
     connection: BaseDatabaseWrapper, *, noted: Sequence[str], fenced: bool, names: Sequence[str]
 ) -> tuple[str, list[Any]]:
-    """Note something in a run, and insert a whole state as its next one."""
-    update, noting = note(connection, noted=noted, fenced=fenced)
-    name_of = connection.ops.quote_name
-    table = name_of(ExecutionState._meta.db_table)
-    columns = ", ".join(name_of(_field(name).column) for name in (*names, "step"))
-    # Without its type, what is selected would be text.
-    values = ", ".join(f"%s::{_field(name).db_type(connection)}" for name in names)
+    """Lock a run, note something in it, and insert a whole state as its next one."""
+    run, params = _locked_run(connection, noted=noted, fenced=fenced)
+    table = connection.ops.quote_name(ExecutionState._meta.db_table)
+    columns, values = _selected(connection, names)
     sql = (
-        f"WITH run AS ({update} RETURNING id) INSERT INTO {table} ({columns}) SELECT {values}, "
+        f"WITH run AS ({run}) INSERT INTO {table} ({columns}, step) SELECT {values}, "
         f"COALESCE((SELECT step + 1 FROM {table} WHERE run_id = %s ORDER BY step DESC LIMIT 1), 0) "
         "FROM run RETURNING id, step"
     )
-    return sql, [*noting, *map(_saved, names), RUN_ID]
+    return sql, [*params, *map(_saved, names), RUN_ID]
 
 
 def copy(connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:

@@ -224,7 +224,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         if rows.has_snapshot:
             raise SnapshotError
         with rows.read_committed():
-            rows.lock_run(run_id)
+            rows.change_run(run_id)
             states = rows.states_of(run_id)
             newest = next(
                 iter(rows.as_of_now(states).order_by("-step").values_list("step", flat=True)[:1]),

@@ -139,11 +139,8 @@ class DjangoStateWriter(StateWriter):
         patience = Patience(time.monotonic())
         for number in itertools.count():
             try:
-                # PostgreSQL decides a step on a snapshot from before it waited for the lock, so
-                # that the step can be taken when it is inserted. The second time, the lock comes
-                # first, in a statement of its own.
                 with rows.read_committed() if number else rows.transaction():
-                    step, mark = self._insert(checkpoint, lock_first=number > 0)
+                    step, mark = self._insert(checkpoint)
                 self._remember(step, mark, checkpoint)
                 self._forget_in_callers()
                 return step
@@ -160,10 +157,10 @@ class DjangoStateWriter(StateWriter):
     def _insert_small(self, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Insert a small state in as few statements as the database can."""
         rows = self._rows
-        if not checkpoint.is_noted:
-            return rows.insert_next(self.run_id, checkpoint)
         if dialect_of(rows.connection).updates_within:
             return rows.insert_and_note(self.run_id, checkpoint)
+        if not checkpoint.is_noted:
+            return rows.insert_next(self.run_id, checkpoint)
         with rows.transaction():
             rows.note_checkpoint(self.run_id, checkpoint)
             return rows.insert_next(self.run_id, checkpoint)
@@ -177,21 +174,21 @@ class DjangoStateWriter(StateWriter):
         of_base = None if base is None else self._chain.mark(base)
         return self._rows.insert_following(self.run_id, step, stored, of_base, checkpoint)
 
-    def _insert(self, checkpoint: NewCheckpoint, *, lock_first: bool) -> tuple[int, Mark]:
+    def _insert(self, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Insert a state as the next one, in the transaction that is open."""
         rows = self._rows
         small = len(checkpoint.text) <= SMALL_STATE
         locks_rows = rows.connection.features.has_select_for_update
+        dialect = dialect_of(rows.connection)
         if checkpoint.is_noted:
             rows.note_checkpoint(self.run_id, checkpoint)  # which locks the run
-            tells_id = dialect_of(rows.connection).tells_last_id
-            if small and tells_id and self._chain.next_step is not None:
+            if small and dialect.tells_last_id and self._chain.next_step is not None:
                 mark = rows.insert_expected(self.run_id, self._chain.next_step, checkpoint)
                 if mark is not None:
                     return self._chain.next_step, mark
-        elif lock_first or (locks_rows and not small):
-            # A statement that waits for a lock reads what was there before it waited, and
-            # the base may have been deleted since. So the lock has a statement of its own.
+        elif locks_rows and not (small and dialect.locks_see_newest):
+            # A statement that waits for a lock reads what was there before it waited: a step can
+            # be in use by now, its base deleted. So the lock has a statement of its own.
             rows.lock_run(self.run_id)
         else:
             rows.begin_writing()
