@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from django.db import connections
 
 from tests.benchmarks import samples
 from tests.benchmarks.measure import Report
-from workflow_storage import create_storage_backend
+from workflow_storage import WorkflowRun, create_storage_backend
 from workflow_storage.factory import forget
 
 OUR_TABLES = ("threads", "checkpoints", "blobs", "writes")
@@ -40,9 +41,15 @@ def main() -> None:
     quick = "--quick" in sys.argv
     for steps in (100,) if quick else (200, 400):
         with samples.folder() as folder, samples.postgres_url() as url:
-            _compare(f"LangGraph: SQLite, {steps} steps", steps, _sqlite_savers(folder))
+            _compare(
+                f"LangGraph: SQLite, {steps} steps",
+                steps,
+                _sqlite_savers(folder),
+                f"sqlite:///{folder}/record.db",
+            )
             if url:
-                _compare(f"LangGraph: PostgreSQL, {steps} steps", steps, _postgres_savers(url))
+                own = f"{url}?application_name=recorder"
+                _compare(f"LangGraph: PostgreSQL, {steps} steps", steps, _postgres_savers(url), own)
 
 
 class Saver:
@@ -54,7 +61,7 @@ class Saver:
         self.stored = stored
 
 
-def _compare(title: str, steps: int, savers: Iterator[list[Saver]]) -> None:
+def _compare(title: str, steps: int, savers: Iterator[list[Saver]], record_url: str) -> None:
     with savers as opened:
         ours, *theirs = opened
         last = 0
@@ -71,6 +78,10 @@ def _compare(title: str, steps: int, savers: Iterator[list[Saver]]) -> None:
         for saver in opened:
             target = 2.5 if saver is ours else None
             sizes.add(saver.name, saver.stored() / 1e3, "last state", last / 1e3, target)
+        recorded, seconds = _recorded(steps, record_url)
+        deltas = theirs[-1]
+        sizes.add("the same messages, recorded", recorded / 1e3, "last state", last / 1e3)
+        sizes.add("the same", recorded / 1e3, deltas.name, deltas.stored() / 1e3, 0.4)
         sizes.print()
         report = Report(f"{title}: time of a step with durability sync, and of get_state")
         for saver in theirs:
@@ -78,26 +89,76 @@ def _compare(title: str, steps: int, savers: Iterator[list[Saver]]) -> None:
             report.add("step", times[ours.name], saver.name, times[saver.name], target)
         for saver in theirs:
             report.add("get_state", loads[ours.name], saver.name, loads[saver.name])
+        report.add("save_state of the recorder", seconds, deltas.name, times[deltas.name], 1.0)
         report.print()
 
 
+def _recorded(steps: int, url: str) -> tuple[int, float]:
+    """Record a run that has the same messages; return its bytes and the seconds of a save."""
+    backend = create_storage_backend(url)
+    before = _stored_states(url)
+    run = WorkflowRun(workflow_name="agent", status="running", attempt=1)
+    backend.runs.add(run)
+    writer = backend.states.writer(run.id, attempt=1)
+    taken = []
+    for messages in itertools.accumulate([message] for message in messages_of(steps)):
+        state = {
+            "messages": [
+                {"type": one.type, "id": one.id, "content": one.content} for one in messages
+            ]
+        }
+        usage = {"duration_seconds": 1.5, "tokens": len(messages[-1].content) // 4}
+        start = time.perf_counter()
+        writer.save_state(state, "agent", totals={"total_tokens": len(taken)}, **usage)
+        taken.append(time.perf_counter() - start)
+    assert backend.states.get_latest_state(run.id) == state
+    stored = _stored_states(url) - before
+    forget(str(backend.alias))
+    return stored, statistics.median(taken[steps // 2 :])
+
+
+def _stored_states(url: str) -> int:
+    """Return the bytes of a store: of its file, or of its table of states."""
+    if url.startswith("sqlite"):
+        return _size_of_file(Path(url.removeprefix("sqlite:///")))
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT pg_total_relation_size('execution_states')").fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def _size_of_file(path: Path) -> int:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+def messages_of(steps: int) -> list[Any]:
+    """Return messages of two sides in turn, of 0.5 to 3.5 kB of prose that occurs once."""
+    from langchain_core.messages import AIMessage, HumanMessage
+
+    chance = Random(1)
+    text, position = samples.prose(), 30_000
+    messages = []
+    for number in range(steps):
+        size = chance.randrange(500, 3500)
+        kind = AIMessage if number % 2 else HumanMessage
+        content = text[position : position + size]
+        messages.append(kind(content=content, id=f"{chance.getrandbits(128):032x}"))
+        position += size
+    return messages
+
+
 class Agent:
-    """Two nodes that add a message in turn, of 0.5 to 3.5 kB of prose that occurs once."""
+    """Two nodes that add a message of `messages_of` in turn."""
 
     def __init__(self, steps: int, saver: Any, *, delta: bool) -> None:
-        from langchain_core.messages import AIMessage, HumanMessage
         from langgraph.graph import END, START, StateGraph
         from langgraph.graph.message import add_messages
 
-        chance = Random(1)
-        text, position = samples.prose(), 30_000
-        self._messages = []
-        for number in range(steps):
-            size = chance.randrange(500, 3500)
-            kind = AIMessage if number % 2 else HumanMessage
-            content = text[position : position + size]
-            self._messages.append(kind(content=content, id=f"{chance.getrandbits(128):032x}"))
-            position += size
+        self._messages = messages_of(steps)
         reducer: Any = add_messages
         if delta:
             from langgraph.channels.delta import DeltaChannel
@@ -166,18 +227,11 @@ def _ours(url: str) -> Iterator[Any]:
 
 @contextmanager
 def _sqlite_savers(folder: Path) -> Iterator[list[Saver]]:
-    import sqlite3
-
     from langgraph.checkpoint.sqlite import SqliteSaver
 
-    def size(path: Path) -> int:
-        with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return path.stat().st_size
-
     with _ours(f"sqlite:///{folder}/ours.db") as saver:
-        empty = size(folder / "ours.db")  # with the tables of the runs, and of Django
-        savers = [Saver("DjangoSaver", saver, lambda: size(folder / "ours.db") - empty)]
+        empty = _size_of_file(folder / "ours.db")  # with the tables of the runs, and of Django
+        savers = [Saver("DjangoSaver", saver, lambda: _size_of_file(folder / "ours.db") - empty)]
         for name, pragma in (
             ("langgraph-checkpoint-sqlite", "FULL"),
             ("the same, synchronous=NORMAL", "NORMAL"),
@@ -188,7 +242,7 @@ def _sqlite_savers(folder: Path) -> Iterator[list[Saver]]:
             connection.execute(f"PRAGMA synchronous={pragma}")
             theirs = SqliteSaver(connection)
             theirs.setup()
-            savers.append(Saver(name, theirs, lambda path=path: size(path)))
+            savers.append(Saver(name, theirs, lambda path=path: _size_of_file(path)))
         yield savers
 
 
