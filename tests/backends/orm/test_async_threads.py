@@ -244,7 +244,7 @@ class TestCancellation:
 
         with server.locked_run(run.id) as release:
             asyncio.run(use(release))
-            assert server.sessions() == 1  # the one that held the lock
+            server.wait_for_sessions(1)  # the one that held the lock
         assert backend.states.get_latest_state(run.id) == {"n": 0}
 
 

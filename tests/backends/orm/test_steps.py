@@ -79,41 +79,80 @@ def test_with_one_snapshot_it_does_so_or_is_refused(
     refuse_old_step(at_repeatable_read, postgres, state, fenced, within, keep_last, before)
 
 
+@pytest.mark.parametrize("appends", [True, False], ids=["appended", "copied"])
+@pytest.mark.parametrize("fenced", [False, True], ids=["any attempt", "attempt"])
+@pytest.mark.parametrize("state", [small, large])
+def test_the_first_save_comes_after_what_others_begin_at_a_later_step(
+    on_postgres, postgres, state, fenced, appends
+):
+    source, run = (stored_run(on_postgres, status="running") for _ in range(2))
+    for number in range(9):
+        on_postgres.states.save_state(source.id, state(number), "theirs")
+    on_postgres.states.delete_states(source.id, keep_last=2)
+
+    def meanwhile():
+        if appends:
+            theirs = on_postgres.states.get_state_history(source.id)
+            on_postgres.states.append(run.id, theirs)
+        else:
+            on_postgres.states.copy_states(source.id, run.id, through=8)
+
+    writer = on_postgres.states.writer(run.id, attempt=run.attempt if fenced else None)
+    step = saved_after_waiting(
+        on_postgres, postgres, run, lambda: writer.save_state(state(99), "ours"), meanwhile
+    )
+
+    assert step == 9
+    assert [one["step"] for one in on_postgres.states.iter_steps(run.id)] == [7, 8, 9]
+    assert on_postgres.states.get_latest_state(run.id) == state(99)
+
+
 def refuse_old_step(backend, server, state, fenced, within, keep_last, before):
-    alias = backend.runs.alias
     run = stored_run(backend, status="running")
-    attempt = run.attempt if fenced else None
-    writer = backend.states.writer(run.id, attempt=attempt)
+    writer = backend.states.writer(run.id, attempt=run.attempt if fenced else None)
     for number in range(before):
         writer.save_state(state(number), "ours")
-    steps = []
+
+    def save_once():
+        with transaction.atomic(using=backend.runs.alias) if within else nullcontext():
+            return writer.save_state(state(99), "ours")
 
     def save():
-        with transaction.atomic(using=alias) if within else nullcontext():
-            steps.append(writer.save_state(state(99), "ours"))
+        try:
+            return save_once()
+        except StorageUnavailableError as exc:
+            assert within
+            assert "run it again" in str(exc)  # its snapshot is too old
+            return save_once()
+
+    def meanwhile():
+        for number in range(6):
+            backend.states.save_state(run.id, state(number), "theirs")
+        assert backend.states.delete_states(run.id, keep_last=keep_last) == before + 6 - keep_last
+
+    step = saved_after_waiting(backend, server, run, save, meanwhile)
+
+    # Where all are deleted, a run begins anew.
+    assert step == (before + 6 if keep_last else 0)
+    latest = backend.states.get_latest_checkpoint(run.id)
+    assert (latest["step"], latest["node_id"]) == (step, "ours")
+    assert latest["state_data"] == state(99)
+    assert len(backend.states.get_state_history(run.id)) == keep_last + 1
+
+
+def saved_after_waiting(backend, server, run, save, meanwhile):
+    """Return the step of a save that waits for the run while something is done to it."""
+    steps = []
 
     def save_in_thread():
-        with closing(connections[alias]):
-            try:
-                save()
-            except StorageUnavailableError as exc:
-                assert within
-                assert "run it again" in str(exc)  # its snapshot is too old
-                save()
+        with closing(connections[backend.runs.alias]):
+            steps.append(save())
 
     waiting = threading.Thread(target=save_in_thread)
     with backend.states._rows.read_committed():  # noqa: SLF001 - a transaction that can delete
         backend.states._rows.lock_run(run.id)  # noqa: SLF001
         waiting.start()
         wait_until(server.is_waited_for)
-        for number in range(6):
-            backend.states.save_state(run.id, state(number), "theirs")
-        assert backend.states.delete_states(run.id, keep_last=keep_last) == before + 6 - keep_last
+        meanwhile()
     waiting.join(30)
-
-    latest = backend.states.get_latest_checkpoint(run.id)
-    assert (latest["step"], latest["node_id"]) == (steps[0], "ours")
-    assert latest["state_data"] == state(99)
-    # Where all are deleted, a run begins anew.
-    assert steps == [before + 6 if keep_last else 0]
-    assert len(backend.states.get_state_history(run.id)) == keep_last + 1
+    return steps[0]

@@ -117,8 +117,8 @@ def _locked_run(
     """Lock a run, and note something in it, unless somebody has changed it since the snapshot.
 
     A statement of PostgreSQL that waits for the lock goes on with what it saw before it waited: steps
-    that are in use by now, and perhaps have been deleted again, would look free. `delete_states` changes
-    the run, too, so that such a statement finds none.
+    that are in use by now, and perhaps have been deleted again, would look free. Whoever deletes states,
+    or saves them at steps of their own, changes the run, too, so that such a statement finds none.
     """
     table = connection.ops.quote_name(WorkflowRun._meta.db_table)
     as_seen = f" AND xmin = (SELECT seen.xmin FROM {table} AS seen WHERE seen.id = %s)"

@@ -115,7 +115,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         if not is_possible_id(run_id):
             return 0
         with rows.read_committed():
-            rows.lock_run(target_run_id)
+            rows.change_run(target_run_id)
             newest = rows.newest(target_run_id, ("step",))
             if newest:
                 raise StepConflictError(target_run_id, 0, newest[0][0] + 1)

@@ -219,7 +219,7 @@ class DjangoStateWriter(StateWriter):
         ours: set[int] = set()
         try:
             with rows.read_committed():
-                rows.lock_run(self.run_id)
+                rows.change_run(self.run_id)
                 for given in checkpoints:
                     checkpoint = NewCheckpoint(
                         given.text, given.node_id, given.created_at, given.usage, given.attempt
