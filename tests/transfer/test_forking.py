@@ -90,6 +90,20 @@ def test_what_cannot_be_forked_leaves_no_run_behind(backend, parent):
     assert backend.runs.count_runs(parent_id=parent) == 0
 
 
+@pytest.mark.parametrize("keep_last", [0, 2])
+def test_a_step_that_is_deleted_meanwhile_cannot_be_forked(backend, parent, keep_last, monkeypatch):
+    add = backend.runs.add
+
+    def add_and_delete(run):
+        add(run)
+        backend.states.delete_states(parent, keep_last=keep_last)
+
+    monkeypatch.setattr(backend.runs, "add", add_and_delete)
+    with pytest.raises(StepNotFoundError):
+        fork_run(parent, 3, backend=backend)
+    assert backend.runs.count_runs(parent_id=parent) == 0
+
+
 def test_states_are_copied_to_a_run_without_states_only(backend, parent):
     other = stored_run(backend)
     backend.states.save_state(other.id, {}, "node")

@@ -142,14 +142,12 @@ class Resumption:
         if before.status not in self._statuses:
             raise (yield from self._refusal(backend))
         # First of all, for one that is damaged is to be mended before anybody begins.
-        last = yield Call(states, "get_latest_checkpoint", (self._run_id,))
+        yield Call(states, "get_latest_checkpoint", (self._run_id,))
         yield from self._begin(backend, before)
         attempt = before.attempt + 1
         try:
-            # Who saves without an attempt can have saved one more meanwhile.
-            next_step = 0 if last is None else last["step"] + 1
-            if (yield Call(states, "get_state", (self._run_id, next_step))) is not None:
-                last = yield Call(states, "get_latest_checkpoint", (self._run_id,))
+            # Others can have saved and deleted states until the attempt has begun.
+            last = yield Call(states, "get_latest_checkpoint", (self._run_id,))
         except BaseException:
             if before.status != RunStatus.RUNNING:  # whoever had it has lost it for good
                 yield from self._take_back(backend, before, attempt)

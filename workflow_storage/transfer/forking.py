@@ -48,8 +48,7 @@ def fork_run(
     parent = runs.get(run_id)
     if parent is None:
         raise RunNotFoundError(run_id)
-    found = next(iter(states.iter_steps(run_id, after=valid_step(step) - 1)), None)
-    if found is None or found["step"] != step:
+    if not _has_step(store, run_id, valid_step(step)):
         raise StepNotFoundError(run_id, step)
     fork = WorkflowRun(
         workflow_name=parent.workflow_name,
@@ -62,8 +61,15 @@ def fork_run(
     runs.add(fork)
     try:
         states.copy_states(run_id, fork.id, through=step)
+        if not _has_step(store, fork.id, step):  # deleted since
+            raise StepNotFoundError(run_id, step)
     except BaseException:
         with suppress(StorageError):
             runs.delete(fork.id)
         raise
     return fork
+
+
+def _has_step(store: StorageBackend, run_id: str, step: int) -> bool:
+    found = next(iter(store.states.iter_steps(run_id, after=step - 1)), None)
+    return found is not None and found["step"] == step
