@@ -33,6 +33,10 @@ _T = TypeVar("_T")
 TAKEOVER_TIMEOUT = 10.0
 """Seconds that a takeover waits for a worker that is in the middle of a transaction."""
 
+LOOKS = 2
+"""How often a run is looked up that is to be locked. A statement of PostgreSQL that waits for whoever
+deletes the run does not see that it was added anew with that."""
+
 RUN_ID = Parameter("run_id", WorkflowRun._meta.get_field("id"))
 """The id of a run in a compiled query."""
 
@@ -184,7 +188,8 @@ class Database:
         """
         run = self.run(run_id)
         if self.connection.features.has_select_for_update:
-            found = bool(self.with_lock(run, no_key=not to_delete).values_list("pk"))
+            locking = self.with_lock(run, no_key=not to_delete)
+            found = any(locking.values_list("pk") for _ in range(LOOKS))
         else:
             self.begin_writing()
             found = run.exists()
@@ -199,7 +204,7 @@ class Database:
         """
         if not dialect_of(self.connection).updates_within:
             self.lock_run(run_id)
-        elif not self.run(run_id).update(status=F("status")):
+        elif not any(self.run(run_id).update(status=F("status")) for _ in range(LOOKS)):
             raise RunNotFoundError(run_id)
 
     def begin_writing(self) -> None:
@@ -221,8 +226,10 @@ class Database:
             self.begin_writing()
         runs = self.run(run_id)
         runs = self.with_lock(runs, no_key=True) if with_lock else self.as_of_now(runs)
-        row = next(iter(runs.values_list(*FoundRun._fields)), None)
-        return None if row is None else FoundRun(*row)
+        for _ in range(LOOKS if with_lock else 1):
+            for row in runs.values_list(*FoundRun._fields):
+                return FoundRun(*row)
+        return None
 
     def update_run(
         self,

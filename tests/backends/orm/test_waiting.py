@@ -1,0 +1,99 @@
+"""What a call finds that has waited for the lock of a run, which others have changed meanwhile."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+from django.db import connections, transaction
+from django.utils import timezone
+
+from tests.conftest import emptied
+from tests.servers import wait_until
+from workflow_storage.testing import read_run, stored_run
+
+NOW = timezone.now()
+LARGE = {"text": "x" * 5000}
+
+
+@pytest.fixture
+def backend(server, server_url, django_db_blocker):
+    yield from emptied(server_url, django_db_blocker)
+
+
+@pytest.fixture
+def waiting(backend, server):
+    """Let a call wait until a change is committed that another connection makes, and return its result."""
+
+    def result(call, change):
+        alias = backend.runs.alias
+
+        def call_in_thread():
+            with closing(connections[alias]):
+                return call()
+
+        with ThreadPoolExecutor(1) as threads:
+            with transaction.atomic(using=alias):
+                change()
+                called = threads.submit(call_in_thread)
+                wait_until(lambda: server.is_waited_for() or called.done())
+                assert not called.done()
+            return called.result(30)
+
+    return result
+
+
+USES = {
+    "save_state": (
+        lambda runs, states, run_id: states.save_state(run_id, LARGE, "node"),
+        lambda runs, states, run_id: states.get_latest_state(run_id) == LARGE,
+    ),
+    "append": (
+        lambda runs, states, run_id: states.append(run_id, []),
+        lambda runs, states, run_id: True,
+    ),
+    "delete_states": (
+        lambda runs, states, run_id: states.delete_states(run_id),
+        lambda runs, states, run_id: states.get_latest_state(run_id) is None,
+    ),
+    "add_labels": (
+        lambda runs, states, run_id: runs.update(run_id, add_labels={"b": "2"}),
+        lambda runs, states, run_id: runs.get(run_id).labels == {"a": "1", "b": "2"},
+    ),
+    "takeover": (
+        lambda runs, states, run_id: runs.update_status(run_id, "running"),
+        lambda runs, states, run_id: len(runs.list_attempts(run_id)) == 2,
+    ),
+    "delete": (
+        lambda runs, states, run_id: runs.delete(run_id),
+        lambda runs, states, run_id: runs.get(run_id) is None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_run_that_was_deleted_and_added_anew_in_one_transaction_is_found(backend, waiting, name):
+    use, is_used = USES[name]
+    fields = {"status": "running", "attempt": 1, "labels": {"a": "1"}}
+    run = stored_run(backend, **fields)
+
+    def add_anew():
+        backend.runs.delete(run.id)
+        stored_run(backend, id=run.id, **fields)
+
+    waiting(lambda: use(backend.runs, backend.states, run.id), add_anew)
+
+    assert is_used(backend.runs, backend.states, run.id)
+
+
+def test_a_run_that_is_stalled_no_more_once_it_is_locked_is_not_failed(backend, waiting):
+    hour = timedelta(hours=1)
+    run = stored_run(backend, status="running", started_at=NOW - 2 * hour)
+
+    failed = waiting(
+        lambda: backend.runs.fail_stalled(hour),
+        lambda: backend.states.save_state(run.id, {}, "node"),
+    )
+
+    assert failed == 0
+    assert read_run(backend, run).status == "running"
