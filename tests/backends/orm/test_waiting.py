@@ -14,6 +14,7 @@ from workflow_storage.testing import read_run, stored_run
 
 NOW = timezone.now()
 LARGE = {"text": "x" * 5000}
+LABELS = {"a": "1", "keep": "no"}
 
 
 @pytest.fixture
@@ -41,6 +42,28 @@ def waiting(backend, server):
             return called.result(30)
 
     return result
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("added", "is_deleted"), [({"keep": "yes"}, False), ({"other": "text"}, True)]
+)
+def test_delete_finished_goes_by_the_labels_that_a_run_has_once_it_is_locked(
+    backend, waiting, added, is_deleted, place
+):
+    runs = [
+        stored_run(backend, id=f"run-{number}", status="completed", started_at=NOW, labels=LABELS)
+        for number in range(2)
+    ]
+
+    deleted = waiting(
+        lambda: backend.runs.delete_finished(before=NOW + timedelta(days=1), labels=LABELS),
+        lambda: backend.runs.update(runs[place].id, add_labels=added),
+    )
+
+    left = [] if is_deleted else [runs[place].id]
+    assert [run.id for run in backend.runs.list_runs()] == left
+    assert deleted == 2 - len(left)
 
 
 USES = {

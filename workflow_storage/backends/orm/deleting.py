@@ -52,8 +52,12 @@ class FinishedRuns:
     """
 
     def __init__(self, rows: RunRows, finished: ValidFinished) -> None:
-        runs = with_values(rows.runs, conditions_of(finished.filters))
-        self._matching = runs.none() if finished.filters.match_none else runs
+        filters = finished.filters
+        runs = with_values(rows.runs, conditions_of(filters))
+        self._rows = rows
+        self._matching = runs.none() if filters.match_none else runs
+        self._but_for_labels = with_values(rows.runs, conditions_of(filters._replace(labels={})))
+        self._labels = filters.labels
         self._before = finished.before
         self._keep_last = finished.keep_last
         # Of each workflow, where the last of those is that are spared; None if all of them are.
@@ -73,6 +77,22 @@ class FinishedRuns:
             Q(completed_at__gt=place.completed_at) | Q(id__gt=place.id),
             completed_at__gte=place.completed_at,
         )
+
+    def locked(self, run_ids: list[str]) -> list[str]:
+        """Lock those of some runs that still match, and return their ids.
+
+        The rows of their labels are read afterwards. The statement that waits for a lock would
+        read those that were there before it.
+        """
+        rows = self._rows
+        rows.begin_writing()
+        ended = self._but_for_labels.filter(completed_at__lt=self._before, pk__in=run_ids)
+        matching = list(rows.with_lock(ended.order_by("pk")).values_list("pk", flat=True))
+        for name, value in self._labels.items():
+            labels = rows.labels.filter(run_id__in=matching, name=name, value=value)
+            labelled = set(rows.as_of_now(labels).values_list("run_id", flat=True))
+            matching = [run_id for run_id in matching if run_id in labelled]
+        return matching
 
     def spares(self, place: Place) -> bool:
         """Whether a run is one of the newest of its workflow."""
@@ -174,8 +194,6 @@ class Deletion:
     @tries_again
     def _delete_at_once(self, run_ids: list[str]) -> int:
         with self._rows.read_committed():
-            self._rows.begin_writing()
-            locked = self._rows.with_lock(self._finished.all().filter(pk__in=run_ids))
-            still_there = list(locked.values_list("pk", flat=True))
+            still_there = self._finished.locked(run_ids)
             self._rows.delete(still_there)
         return len(still_there)
