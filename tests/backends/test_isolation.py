@@ -1,24 +1,34 @@
 """Transactions with one snapshot for all their statements: REPEATABLE READ and SERIALIZABLE."""
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from urllib.parse import quote
 
 import pytest
 from django.db import connections, transaction
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from tests.conftest import empty
 from workflow_storage import (
     RunAlreadyExistsError,
+    RunNotFoundError,
     SnapshotError,
     StatusConflictError,
     StorageUnavailableError,
+    WorkflowRun,
     create_storage_backend,
 )
 from workflow_storage.factory import forget
-from workflow_storage.testing import ConcurrencyContract, changed_state, in_threads, new_run
+from workflow_storage.models import WorkflowRunLabel
+from workflow_storage.testing import (
+    ConcurrencyContract,
+    changed_state,
+    in_threads,
+    new_run,
+    read_run,
+)
 from workflow_storage.testing import stored_run as add_run
 
 LEVELS = ["read committed", "repeatable read", "serializable"]
@@ -253,3 +263,154 @@ class TestInTheCallersSnapshot:
         with pytest.raises(exists, match=r"Roll your|already exists"), callers_transaction(backend):
             elsewhere(backend, lambda backend: backend.runs.add(new_run(id="twice")))
             backend.runs.add(new_run(id="twice"))
+
+    @pytest.mark.parametrize("sign", ["heartbeat", "state"])
+    def test_a_run_with_a_sign_of_life_since_is_not_failed(self, backend, sign):
+        hour = timedelta(hours=1)
+        run = add_run(backend, status="running", started_at=timezone.now() - 2 * hour)
+        give = {
+            "heartbeat": lambda backend: backend.runs.heartbeat(run.id),
+            "state": lambda backend: backend.states.save_state(run.id, {}, "node"),
+        }
+
+        with callers_transaction(backend):
+            elsewhere(backend, give[sign])
+            if is_postgresql(backend):
+                with pytest.raises(SnapshotError, match=r"outside of transaction\.atomic\(\)"):
+                    backend.runs.fail_stalled(hour)
+            else:
+                assert backend.runs.fail_stalled(hour) == 0
+
+        assert read_run(backend, run).status == "running"
+
+    @pytest.mark.parametrize("has_receiver", [False, True], ids=["", "with a receiver"])
+    def test_a_run_added_since_is_deleted_whole_or_not_found(self, backend, has_receiver):
+        deleted = []
+
+        def receive(sender, instance, **kwargs):
+            deleted.append(instance.pk)
+
+        with callers_transaction(backend):
+            run = elsewhere(backend, added_run)
+            if has_receiver:
+                pre_delete.connect(receive, sender=WorkflowRun)
+            try:
+                with expected_not_to_be_found(backend):
+                    backend.runs.delete(run.id)
+            finally:
+                pre_delete.disconnect(receive, sender=WorkflowRun)
+
+        is_there = is_postgresql(backend)
+        assert (backend.runs.get(run.id) is not None) is is_there
+        assert (backend.states.get_latest_state(run.id) is not None) is is_there
+        assert label_rows(backend, run) == (run.labels if is_there else {})
+        assert deleted == ([] if is_there or not has_receiver else [run.id])
+
+    @pytest.mark.parametrize(
+        "change", [{"labels": {"tenant": "acme"}}, {"add_labels": {"tenant": "acme"}}]
+    )
+    def test_the_labels_of_a_run_added_since_stay_in_their_index(self, backend, change):
+        with callers_transaction(backend):
+            run = elsewhere(backend, added_run)
+            with expected_not_to_be_found(backend):
+                backend.runs.update(run.id, **change)
+
+        assert read_run(backend, run).labels == label_rows(backend, run) == run.labels
+
+    def test_the_labels_of_a_run_added_since_need_no_repair(self, backend):
+        with callers_transaction(backend):
+            run = elsewhere(backend, added_run)
+            assert backend.check_indexes([run], repair=True) == []
+
+        assert label_rows(backend, run) == run.labels
+
+    def test_the_labels_of_a_run_added_since_are_repaired(self, backend):
+        with callers_transaction(backend):
+            run = elsewhere(backend, added_run)
+            elsewhere(backend, lambda backend: labels_of(backend, run).update(value="other"))
+            damages = backend.check_indexes([run], repair=True)
+
+        if is_postgresql(backend):
+            assert damages == []  # it is not there yet
+        else:
+            assert [damage.repaired for damage in damages] == [True]
+            assert label_rows(backend, run) == run.labels
+
+    def test_an_attempt_that_others_kept_since_is_there_once(self, backend):
+        run = add_run(backend, status="running", attempt=1)
+
+        def fail(backend):
+            backend.runs.update_status(run.id, "pending")
+            backend.runs.update_status(run.id, "failed", error_message="of the end")
+
+        def begin():
+            with callers_transaction(backend):
+                elsewhere(backend, fail)
+                backend.runs.update_status(run.id, "running")
+
+        if is_postgresql(backend):
+            with pytest.raises(StorageUnavailableError, match="Roll your transaction back and run"):
+                begin()
+        else:
+            begin()
+        numbers = [attempt.number for attempt in backend.runs.list_attempts(run.id)]
+        assert numbers == ([1] if is_postgresql(backend) else [1, 2])
+
+    def test_attempts_that_others_took_away_since_are_put_again(self, backend):
+        run = add_run(backend, status="running", attempt=1)
+        backend.runs.update_status(run.id, "failed")
+        backend.runs.update_status(run.id, "running")
+        run, attempts = read_run(backend, run), backend.runs.list_attempts(run.id)
+
+        def put():
+            with callers_transaction(backend):
+                elsewhere(backend, lambda backend: backend.runs.put(run, over=run))
+                backend.runs.put(run, over=run, attempts=attempts)
+
+        if is_postgresql(backend):
+            with pytest.raises(StorageUnavailableError, match="Roll your transaction back and run"):
+                put()
+            attempts = attempts[1:]
+        else:
+            put()
+        assert backend.runs.list_attempts(run.id) == attempts
+
+    @pytest.mark.parametrize("name", ["tenant", "keep"])
+    def test_a_run_with_another_label_since_is_not_deleted(self, backend, name):
+        labels = {"tenant": "acme", "keep": "no"}
+        run = add_run(backend, status="completed", labels=labels)
+        tomorrow = timezone.now() + timedelta(days=1)
+
+        def delete():
+            with callers_transaction(backend):
+                elsewhere(
+                    backend,
+                    lambda backend: backend.runs.update(run.id, add_labels={name: "other"}),
+                )
+                return backend.runs.delete_finished(before=tomorrow, labels=labels)
+
+        if is_postgresql(backend):
+            with pytest.raises(StorageUnavailableError, match="Roll your transaction back and run"):
+                delete()
+        else:
+            assert delete() == 0
+        assert read_run(backend, run).labels == {**labels, name: "other"}
+
+
+def added_run(backend):
+    run = add_run(backend, status="completed", labels={"tenant": "acme"})
+    backend.states.save_state(run.id, {}, "node")
+    return run
+
+
+def expected_not_to_be_found(backend):
+    """Expect that PostgreSQL finds no run that was added since; the others find what they lock."""
+    return pytest.raises(RunNotFoundError) if is_postgresql(backend) else nullcontext()
+
+
+def labels_of(backend, run):
+    return WorkflowRunLabel.objects.using(backend.runs.alias).filter(run_id=run.id)
+
+
+def label_rows(backend, run):
+    return dict(labels_of(backend, run).values_list("name", "value"))

@@ -158,7 +158,7 @@ class DatabaseCheck(DjangoRepository):
             return True
 
     def _label_rows_now(self, run_id: str) -> _Rows:
-        rows = self._rows.labels.filter(run_id=run_id)
+        rows = self._rows.as_of_now(self._rows.labels.filter(run_id=run_id))
         return {
             name: (value, started_at)
             for name, value, started_at in rows.values_list("name", "value", "started_at")

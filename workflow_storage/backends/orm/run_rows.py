@@ -12,12 +12,15 @@ from django.db.models import (
     F,
     FloatField,
     Func,
+    OuterRef,
     ProtectedError,
     QuerySet,
     RestrictedError,
+    Subquery,
     Value,
     When,
 )
+from django.db.models.deletion import Collector
 from django.db.models.functions import Coalesce, Greatest
 from django.db.models.signals import post_delete, pre_delete
 
@@ -27,8 +30,9 @@ from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
+from workflow_storage.exceptions import SnapshotError
 from workflow_storage.models import WorkflowRun, WorkflowRunAttempt, WorkflowRunLabel
-from workflow_storage.querysets import WorkflowRunQuerySet
+from workflow_storage.querysets import WorkflowRunQuerySet, stalled_before
 from workflow_storage.status import RunStatus
 
 if TYPE_CHECKING:
@@ -45,6 +49,17 @@ RARE = 1000
 
 COMMON = 10_000
 """Runs that are not sorted for a page of them."""
+
+
+class UnseenSignsError(SnapshotError):
+    """A transaction cannot see which runs are alive; nothing was written."""
+
+    def __str__(self) -> str:
+        return (
+            "Stalled runs cannot be failed in a transaction that sees no state that was saved since "
+            "it began (REPEATABLE READ, SERIALIZABLE), for one of them may be alive. Fail them "
+            "outside of transaction.atomic(), or in a READ COMMITTED transaction."
+        )
 
 
 class RunRows(Database):
@@ -128,14 +143,16 @@ class RunRows(Database):
     def replace_labels(self, run_id: str, labels: Mapping[str, str]) -> None:
         """Let the rows of the labels of a run, which is locked, be these."""
         delete_rows(self.labels.filter(run_id=run_id))
-        for started_at in self.run(run_id).values_list("started_at", flat=True):
+        run = self.as_of_now(self.run(run_id))
+        for started_at in run.values_list("started_at", flat=True):
             self.insert_labels(run_id, labels, started_at)
 
     def insert_attempts(self, run_id: str, attempts: Iterable[Attempt]) -> None:
         """Insert the rows of attempts that are over, unless they are there."""
         rows = [WorkflowRunAttempt(run_id=run_id, **attempt._asdict()) for attempt in attempts]
-        kept = set(self.attempts.filter(run_id=run_id).values_list("number", flat=True))
-        self.attempts.bulk_create(row for row in rows if row.number not in kept)
+        kept = self.as_of_now(self.attempts.filter(run_id=run_id))
+        numbers = set(kept.values_list("number", flat=True))
+        self.attempts.bulk_create(row for row in rows if row.number not in numbers)
 
     def attempts_of(self, run_id: str) -> list[Attempt]:
         """Return the attempts of a run that are over, oldest first."""
@@ -214,6 +231,22 @@ class RunRows(Database):
         """Return the running runs without a sign of life for longer."""
         return WorkflowRunQuerySet(WorkflowRun, using=self.alias).stalled(idle)
 
+    def lock_stalled(self, run_ids: list[str], idle: timedelta) -> list[str]:
+        """Lock some runs, and return the ids of those that are stalled once they are locked.
+
+        One statement would wait for the lock of a save, and then decide by what was before it.
+        """
+        self.begin_writing()
+        runs = self.with_lock(self.runs.filter(pk__in=run_ids).order_by("pk"), no_key=True)
+        locked = list(runs.values_list("pk", flat=True))
+        # What a query reads within is not locked with it, and so not seen as of now.
+        states = self.as_of_now(self.states.filter(run_id=OuterRef("pk"))).order_by("-step")
+        newest: Any = Subquery(states.values("created_at")[:1])
+        stalled = self.as_of_now(self.stalled(idle).filter(pk__in=locked))
+        last_signs = stalled.values_list("pk", newest)
+        before = stalled_before(idle)
+        return [run_id for run_id, saved in last_signs if saved is None or saved < before]
+
     def delete(self, run_ids: list[str]) -> None:
         """Delete runs, which are locked, with all that belongs to them.
 
@@ -236,9 +269,12 @@ class RunRows(Database):
             raise
 
     def _delete_runs(self, run_ids: list[str]) -> None:
-        runs = self.runs.filter(pk__in=run_ids)
+        runs = self.as_of_now(self.runs.filter(pk__in=run_ids))
         if not (pre_delete.has_listeners(WorkflowRun) or post_delete.has_listeners(WorkflowRun)):
-            runs.only("pk").delete()
+            # QuerySet.delete() would do the same, but without the lock.
+            collector = Collector(using=self.alias, origin=runs)
+            collector.collect(runs.only("pk"))
+            collector.delete()
             return
         # Who listens may read any field, also once the row is gone; so one is loaded at a time.
         for run in runs.iterator(chunk_size=1):

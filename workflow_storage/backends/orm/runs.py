@@ -36,7 +36,7 @@ from workflow_storage.backends.orm.errors import (
     tries_again,
 )
 from workflow_storage.backends.orm.repository import DjangoRepository
-from workflow_storage.backends.orm.run_rows import RunRows
+from workflow_storage.backends.orm.run_rows import RunRows, UnseenSignsError
 from workflow_storage.backends.orm.summarizing import summarized
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
@@ -395,31 +395,26 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
             if not is_possible_id(run_id):
                 return 0
             stalled = stalled.filter(pk=plain_text(run_id))
-        run_ids = self._ids(stalled)
+        run_ids = self._ids_to_fail(stalled)
         return sum(
             self._fail_batch(run_ids[first : first + STALLED_BATCH], idle)
             for first in range(0, len(run_ids), STALLED_BATCH)
         )
 
     @tries_again
-    def _ids(self, runs: QuerySet[WorkflowRun]) -> list[str]:
-        return list(runs.order_by("pk").values_list("pk", flat=True))
+    def _ids_to_fail(self, stalled: QuerySet[WorkflowRun]) -> list[str]:
+        if self._rows.has_snapshot:
+            raise UnseenSignsError
+        return list(stalled.order_by("pk").values_list("pk", flat=True))
 
     @tries_again
     def _fail_batch(self, run_ids: list[str], idle: timedelta) -> int:
-        """Fail those of some runs that are still stalled once they are locked.
-
-        One statement would wait for the lock of a save, and then decide by what was before it.
-        """
+        """Fail those of some runs that are still stalled once they are locked."""
         change = status_change(RunStatus.FAILED, {"error_message": stalled_message(idle)})
         with self._rows.taking_over(run_ids):
-            self._rows.begin_writing()
-            runs = self._rows.runs.filter(pk__in=run_ids).order_by("pk")
-            list(self._rows.with_lock(runs, no_key=True).values_list("pk"))
-            stalled = self._rows.stalled(idle).filter(pk__in=run_ids)
             return sum(
                 self._rows.change_status(run_id, change, _conditions(_RUNNING, None))
-                for run_id in list(stalled.values_list("pk", flat=True))
+                for run_id in self._rows.lock_stalled(run_ids, idle)
             )
 
     @operation
