@@ -5,23 +5,17 @@ import os
 import random
 import subprocess
 import sys
-import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from tests.backends.test_isolation import with_level
-from tests.contrib.langgraph.conftest import graph_backend
 from tests.contrib.langgraph.graphs import DeltaNumbers, Numbers, counting, thread
-from workflow_storage import InvalidFieldError, SnapshotError, StorageError, create_storage_backend
+from workflow_storage import InvalidFieldError, StorageError, create_storage_backend
 from workflow_storage.contrib.langgraph import DjangoSaver
 from workflow_storage.contrib.langgraph.models import (
     ChannelBlob,
@@ -503,58 +497,6 @@ def test_the_history_goes_through_parents_whose_clock_was_ahead(saver):
 
     writes = [("task", "numbers", [checkpoint_id]) for checkpoint_id in ("b", "d", "c")]
     assert found == {"numbers": {"seed": [0], "writes": writes}}
-
-
-@pytest.fixture(params=["postgres", "mysql"])
-def snapshots(request, django_db_blocker):
-    """A saver on a database whose transactions see nothing that others commit meanwhile."""
-    url = request.getfixturevalue(f"{request.param}_url")
-    # So that the tables are empty.
-    next(empty_backend := graph_backend(url, django_db_blocker))
-    with django_db_blocker.unblock():
-        backend = create_storage_backend(with_level(request.param, url, "repeatable read"))
-        yield DjangoSaver(backend)
-        forget(backend.alias)
-    empty_backend.close()
-
-
-ONE, OTHER = (random.Random(number).randbytes(300) for number in range(2))
-"""Values of which none is worth being stored as a difference to the other."""
-
-
-def forked(saver, first):
-    """Go on from the first of two checkpoints with the value that only that one has."""
-    checkpoint = dict(saver.get_tuple(first).checkpoint, id=empty_checkpoint()["id"])
-    return saver.put(first, checkpoint, {}, {})
-
-
-def test_pruning_at_repeatable_read_sees_what_was_saved_while_it_waited(snapshots):
-    saver, alias = snapshots, snapshots.backend.alias
-    first = put(saver, {"items": [ONE]})
-    put(saver, {"items": [OTHER]}, first)
-
-    with ThreadPoolExecutor(1) as pruning:
-        with transaction.atomic(using=alias):
-            config = forked(saver, first)
-            pruned = pruning.submit(DjangoSaver(saver.backend).prune, ["1"])
-            time.sleep(0.3)
-        pruned.result(60)
-
-    assert values_of(DjangoSaver(saver.backend), config) == {"items": [ONE]}
-
-
-def test_pruning_in_a_transaction_with_a_snapshot_loses_nothing(snapshots):
-    saver, alias = snapshots, snapshots.backend.alias
-    first = put(saver, {"items": [ONE]})
-    put(saver, {"items": [OTHER]}, first)
-
-    with ThreadPoolExecutor(1) as writing, transaction.atomic(using=alias):
-        ThreadNamespace.objects.using(alias).count()
-        config = writing.submit(forked, DjangoSaver(saver.backend), first).result(60)
-        with suppress(SnapshotError):
-            saver.prune(["1"])
-
-    assert values_of(DjangoSaver(saver.backend), config) == {"items": [ONE]}
 
 
 def test_the_router_keeps_the_tables_beside_the_runs(settings):

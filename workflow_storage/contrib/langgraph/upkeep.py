@@ -210,13 +210,18 @@ class ThreadUpkeep(Tables):
             sources = self._namespaces(source_id)
             if not sources:
                 return
-            if self.all(GraphCheckpoint).filter(thread__thread_key=digest(target_id)).exists():
+            # Only with these locks it is settled whether the target is there: who begins it has them.
+            root = ThreadName(target_id, "")
+            self.locked(root, root.key)
+            names = [ThreadName(target_id, source.namespace) for source in sources]
+            targets = [self.locked(name, name.key) for name in names]
+            there = self.all(GraphCheckpoint).filter(thread__thread_key=digest(target_id))
+            if self.as_of_now(there).exists():
                 raise InvalidFieldError(
                     f"There is a thread {target_id!r} already. Copy to another id, or delete it."
                 )
-            for source in sources:
-                name = ThreadName(target_id, source.namespace)
-                self._copy(source, self.locked(name, name.key))
+            for source, target in zip(sources, targets, strict=True):
+                self._copy(source, target)
 
     def _namespaces(self, thread_id: str) -> list[ThreadNamespace]:
         """Return the namespaces of a thread, which no other transaction changes meanwhile."""
@@ -236,7 +241,7 @@ class ThreadUpkeep(Tables):
         return self.as_of_now(self.all(ChannelBlob).filter(thread=thread))
 
     def _writes(self, thread: ThreadNamespace) -> QuerySet[CheckpointWrite]:
-        return self.all(CheckpointWrite).filter(thread=thread)
+        return self.as_of_now(self.all(CheckpointWrite).filter(thread=thread))
 
     def _delete_namespaces(self, threads: Sequence[ThreadNamespace]) -> int:
         deleted = 0
