@@ -3,9 +3,11 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 import pytest
 from django.db import transaction
+from django.utils import timezone
 from langgraph.checkpoint.base import empty_checkpoint
 
 from tests.backends.orm.conftest import Server
@@ -21,11 +23,15 @@ from workflow_storage import (
     create_storage_backend,
 )
 from workflow_storage.contrib.langgraph import DjangoSaver
-from workflow_storage.contrib.langgraph.models import ThreadNamespace
+from workflow_storage.contrib.langgraph.chains import Memory
+from workflow_storage.contrib.langgraph.models import GraphCheckpoint, ThreadNamespace
+from workflow_storage.contrib.langgraph.upkeep import ThreadUpkeep
 from workflow_storage.factory import forget
 
 ONE, OTHER = (random.Random(number).randbytes(300) for number in range(2))
 """Values of which none is worth being stored as a difference to the other."""
+
+SINCE = timedelta(days=30)
 
 
 @contextmanager
@@ -83,6 +89,10 @@ def old_snapshot(saver):
         yield lambda call, *args, **kwargs: pool.submit(call, *args, **kwargs).result(60)
 
 
+def upkeep_of(saver):
+    return ThreadUpkeep(saver.backend.alias, own_connection=False, memory=Memory())
+
+
 def stored(saver, thread_id):
     """Return the namespaces, ids and writes of all checkpoints of a thread."""
     return [
@@ -93,6 +103,12 @@ def stored(saver, thread_id):
         )
         for found in saver.list(thread(thread_id))
     ]
+
+
+def make_old(saver):
+    """Let all checkpoints be of before `SINCE`."""
+    rows = GraphCheckpoint.objects.using(saver.backend.alias)
+    rows.update(created_at=timezone.now() - 3 * SINCE)
 
 
 def root(thread_id):
@@ -158,6 +174,89 @@ def test_a_copy_in_a_transaction_with_a_snapshot_is_of_one_moment(snapshots):
             snapshots.copy_thread("source", "target")
 
         assert stored(snapshots, "target") in (before, stored(snapshots, "source"))
+
+
+def test_deleting_a_thread_deletes_the_subgraphs_that_it_began_meanwhile(server, saver):
+    config = put(saver, {"items": [ONE]}, root("1"))
+
+    with held_up(
+        server,
+        saver,
+        lambda: saver.put_writes(config, [("items", 1)], "task"),
+        DjangoSaver(saver.backend).delete_thread,
+        "1",
+    ) as deleted:
+        for number in range(3):
+            put(saver, {"items": [OTHER]}, thread("1", checkpoint_ns=f"sub:{number}"))
+
+    deleted.result(60)
+    assert stored(saver, "1") == []
+    assert not ThreadNamespace.objects.using(saver.backend.alias).exists()
+
+
+def test_deleting_a_thread_deletes_what_it_is_made_anew_as_meanwhile(
+    vendor, server, django_db_blocker
+):
+    with opened(server.url, vendor, "read committed", django_db_blocker) as saver:
+        put(saver, {"items": [ONE]}, root("1"))
+
+        with held_up(
+            server,
+            saver,
+            lambda: saver.delete_thread("1"),
+            DjangoSaver(saver.backend).delete_thread,
+            "1",
+        ) as deleted:
+            put(saver, {"items": [OTHER]}, root("1"))
+
+        deleted.result(60)
+        assert stored(saver, "1") == []
+
+
+@pytest.mark.parametrize("method", ["delete_thread", "prune"])
+def test_a_thread_of_which_a_subgraph_is_used_meanwhile_stays(server, saver, method):
+    config = put(saver, {"items": [ONE]}, root("1"))
+    put(saver, {"items": [OTHER]}, config)
+    make_old(saver)
+    since = timezone.now() - SINCE
+
+    with held_up(
+        server,
+        saver,
+        lambda: saver.put_writes(config, [("items", 1)], "task"),
+        lambda: getattr(upkeep_of(saver), method)("1", unless_since=since),
+    ) as deleted:
+        put(saver, {"items": [OTHER]}, thread("1", checkpoint_ns="sub:1"))
+
+    assert deleted.result(60) == 0
+    assert sorted(namespace for namespace, *_ in stored(saver, "1")) == ["", "", "sub:1"]
+
+
+def test_a_thread_that_is_used_outside_of_a_snapshot_stays(snapshots):
+    first = put(snapshots, {"items": [ONE]}, root("1"))
+    make_old(snapshots)
+    since = timezone.now() - SINCE
+
+    with suppress(SnapshotError, StorageUnavailableError), old_snapshot(snapshots) as do:
+        second = do(put, snapshots, {"items": [OTHER]}, first)
+        upkeep_of(snapshots).delete_thread("1", unless_since=since)
+
+    assert [found.config for found in snapshots.list(thread())] == [second, first]
+
+
+def test_deleting_a_thread_in_a_transaction_with_a_snapshot_is_all_of_it_or_refused(snapshots):
+    first = put(snapshots, {"items": [ONE]}, root("1"))
+
+    try:
+        with old_snapshot(snapshots) as do:
+            second = do(put, snapshots, {"items": [OTHER]}, first)
+            snapshots.delete_thread("1")
+    except (SnapshotError, StorageUnavailableError):
+        left = [second, first]
+    else:
+        left = []
+
+    assert [found.config for found in snapshots.list(thread())] == left
 
 
 def forked(saver, first):

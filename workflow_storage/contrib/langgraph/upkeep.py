@@ -66,7 +66,11 @@ class ThreadUpkeep(Tables):
 
         Returns:
             How many checkpoints were deleted.
+
+        Raises:
+            SnapshotError: in a caller's transaction that cannot see what others commit.
         """
+        self.refuse_snapshot()
         with self.read_committed():
             threads = self._namespaces(thread_id)
             if self._is_used(threads, unless_since):
@@ -227,12 +231,18 @@ class ThreadUpkeep(Tables):
         """Return the namespaces of a thread, which no other transaction changes meanwhile."""
         self.begin_writing()
         found = self.all(ThreadNamespace).filter(thread_key=digest(thread_id))
-        return list(self.with_lock(found.order_by("pk")))
+        locked: list[ThreadNamespace] | None = None
+        # Whoever was waited for may have made others, which a statement that has begun does not see.
+        while locked != (threads := list(self.with_lock(found.order_by("pk")))):
+            locked = threads
+        return threads
 
     def _is_used(self, threads: Sequence[ThreadNamespace], since: datetime | None) -> bool:
+        """Whether a thread that is locked has a checkpoint of a time or later."""
         if since is None:
             return False
-        return self.all(GraphCheckpoint).filter(thread__in=threads, created_at__gte=since).exists()
+        since_then = self.all(GraphCheckpoint).filter(thread__in=threads, created_at__gte=since)
+        return self.as_of_now(since_then).exists()
 
     def _checkpoints(self, thread: ThreadNamespace) -> QuerySet[GraphCheckpoint]:
         return self.as_of_now(self.all(GraphCheckpoint).filter(thread=thread))
