@@ -31,6 +31,9 @@ from workflow_storage.factory import forget
 ONE, OTHER = (random.Random(number).randbytes(300) for number in range(2))
 """Values of which none is worth being stored as a difference to the other."""
 
+LARGE = random.Random(2).randbytes(3000).hex()
+"""A value that one with a little more is stored as a difference to."""
+
 SINCE = timedelta(days=30)
 
 
@@ -257,6 +260,48 @@ def test_deleting_a_thread_in_a_transaction_with_a_snapshot_is_all_of_it_or_refu
         left = []
 
     assert [found.config for found in snapshots.list(thread())] == left
+
+
+def test_what_follows_a_checkpoint_that_was_pruned_since_is_readable_or_refused(snapshots):
+    first = put(snapshots, {"items": [LARGE]}, root("1"))
+
+    def go_on_and_prune():
+        put(DjangoSaver(snapshots.backend), {"items": [OTHER]}, first)
+        DjangoSaver(snapshots.backend).prune(["1"])
+
+    with suppress(StorageUnavailableError):
+        with old_snapshot(snapshots) as do:
+            do(go_on_and_prune)
+            config = put(DjangoSaver(snapshots.backend), {"items": [LARGE, "more"]}, first)
+
+        assert values_of(DjangoSaver(snapshots.backend), config) == {"items": [LARGE, "more"]}
+
+
+@pytest.fixture
+def hidden_parents(mysql_url, django_db_blocker):
+    """A saver on a database that finds, where it locks, what its snapshot does not show."""
+    with opened(mysql_url, "mysql", "repeatable read", django_db_blocker) as saver:
+        yield saver
+
+
+def test_what_follows_a_checkpoint_outside_of_a_snapshot_has_its_values(hidden_parents):
+    saver = hidden_parents
+    put(saver, {"items": [ONE]}, root("1"))
+
+    with suppress(StorageUnavailableError):
+        with old_snapshot(saver) as do:
+            parent = do(put, saver, {"items": [LARGE], "kept": [OTHER]}, root("1"))
+            versions = do(saver.get_tuple, parent).checkpoint["channel_versions"]
+            new = {"items": saver.get_next_version(versions["items"], None)}
+            values = {"items": [LARGE, "more"]}
+            checkpoint = {
+                **empty_checkpoint(),
+                "channel_values": values,
+                "channel_versions": {**versions, **new},
+            }
+            config = DjangoSaver(saver.backend).put(parent, checkpoint, {}, new)
+
+        assert values_of(DjangoSaver(saver.backend), config) == {**values, "kept": [OTHER]}
 
 
 def forked(saver, first):

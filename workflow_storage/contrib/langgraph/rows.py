@@ -156,15 +156,15 @@ class CheckpointRows(Tables):
         if known is not None and known[:3] == (thread.pk, thread.generation, new.parent_id):
             return known.heads
         parent = self.all(GraphCheckpoint).filter(thread=thread, checkpoint_id=new.parent_id)
-        blobs = parent.values_list("blobs", flat=True).first()
+        blobs = self.as_of_now(parent).values_list("blobs", flat=True).first()
         if not blobs:
             return {}
+        # What a parent that is there by now is based on is there, too, if a snapshot shows it.
         changed = {channel for channel, value in new.values.items() if value.is_new}
         rows = self.chains([blobs[channel] for channel in blobs if channel in changed])
         texts = Texts(rows, packing)
-        versions = dict(
-            self.all(ChannelBlob).filter(pk__in=list(blobs.values())).values_list("pk", "version")
-        )
+        of_parent = self.as_of_now(self.all(ChannelBlob).filter(pk__in=list(blobs.values())))
+        versions = dict(of_parent.values_list("pk", "version"))
         heads = {}
         for channel, blob_id in blobs.items():
             if blob_id not in versions:

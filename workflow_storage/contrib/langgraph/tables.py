@@ -14,7 +14,10 @@ from django.db.models import F, Model, QuerySet
 
 from workflow_storage.backends.orm.async_threads import borrows
 from workflow_storage.backends.orm.compiled_queries import Parameter, Queries
-from workflow_storage.backends.orm.connections import in_callers_transaction
+from workflow_storage.backends.orm.connections import (
+    in_callers_transaction,
+    was_in_callers_transaction,
+)
 from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.contrib.langgraph.models import ThreadNamespace
 from workflow_storage.exceptions import SnapshotError
@@ -115,7 +118,8 @@ class Tables:
     def as_of_now(self, rows: QuerySet[_M]) -> QuerySet[_M]:
         """Let a query see what is committed by now, if only a lock does in this transaction."""
         connection = self.connection
-        if in_callers_transaction(connection) and dialect_of(connection).locks_see_newest:
+        # In our own transactions, what is read after a lock is as new as that.
+        if was_in_callers_transaction(connection) and dialect_of(connection).locks_see_newest:
             return self.with_lock(rows)
         return rows
 
