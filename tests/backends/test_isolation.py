@@ -356,6 +356,16 @@ class TestInTheCallersSnapshot:
         numbers = [attempt.number for attempt in backend.runs.list_attempts(run.id)]
         assert numbers == ([1] if is_postgresql(backend) else [1, 2])
 
+    def test_an_attempt_that_is_kept_lets_others_keep_those_of_other_runs(self, backend):
+        runs = [add_run(backend, status="failed", attempt=1) for _ in range(3)]
+
+        with callers_transaction(backend):
+            backend.runs.update_status(runs[1].id, "running")
+            elsewhere(backend, lambda backend: backend.runs.update_status(runs[0].id, "running"))
+            elsewhere(backend, lambda backend: backend.runs.update_status(runs[2].id, "running"))
+
+        assert [len(backend.runs.list_attempts(run.id)) for run in runs] == [2, 2, 2]
+
     def test_attempts_that_others_took_away_since_are_put_again(self, backend):
         run = add_run(backend, status="running", attempt=1)
         backend.runs.update_status(run.id, "failed")

@@ -150,9 +150,8 @@ class RunRows(Database):
     def insert_attempts(self, run_id: str, attempts: Iterable[Attempt]) -> None:
         """Insert the rows of attempts that are over, unless they are there."""
         rows = [WorkflowRunAttempt(run_id=run_id, **attempt._asdict()) for attempt in attempts]
-        kept = self.as_of_now(self.attempts.filter(run_id=run_id))
-        numbers = set(kept.values_list("number", flat=True))
-        self.attempts.bulk_create(row for row in rows if row.number not in numbers)
+        # A look at which are there would see those of an old snapshot, or lock those of other runs.
+        self.attempts.bulk_create(rows, ignore_conflicts=True)
 
     def attempts_of(self, run_id: str) -> list[Attempt]:
         """Return the attempts of a run that are over, oldest first."""
