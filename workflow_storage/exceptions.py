@@ -336,13 +336,13 @@ class SameStoreError(CannotMoveError):
 
 
 class SnapshotError(StorageError):
-    """A transaction cannot see what it would have to keep; nothing was written."""
+    """A transaction cannot see what is in use by now, and would delete or fail it; nothing was written."""
 
     def __str__(self) -> str:
         return (
-            "States cannot be deleted in a transaction that sees none that were saved since it "
-            "began (REPEATABLE READ, SERIALIZABLE), for those may be based on them. Delete them "
-            "outside of transaction.atomic(), or in a READ COMMITTED transaction."
+            "This deletes or fails what nobody uses, and cannot be done in a transaction that sees "
+            "nothing that was stored since it began (REPEATABLE READ, SERIALIZABLE), for somebody may "
+            "use it by now. Do it outside of transaction.atomic(), or in a READ COMMITTED transaction."
         )
 
 

@@ -16,6 +16,7 @@ from workflow_storage import (
     RunNotFoundError,
     SnapshotError,
     StatusConflictError,
+    StorageError,
     StorageUnavailableError,
     WorkflowRun,
     create_storage_backend,
@@ -202,6 +203,31 @@ class TestInTheCallersSnapshot:
                 assert backend.states.delete_states(run.id, keep_last=1) == 8
 
         assert backend.states.get_latest_state(run.id) == newest
+
+    @pytest.mark.parametrize("kept", [1, 3])
+    def test_states_are_not_copied_to_a_run_that_has_got_some_since(self, backend, kept):
+        source, run = add_run(backend), add_run(backend)
+        saved_states(backend, source, 3)
+
+        def save_and_delete(backend):
+            saved_states(backend, run, 3)
+            backend.states.delete_states(run.id, keep_last=kept)
+
+        with pytest.raises(StorageError), callers_transaction(backend):
+            elsewhere(backend, save_and_delete)
+            backend.states.copy_states(source.id, run.id, through=2)
+
+        steps = [step["step"] for step in backend.states.iter_steps(run.id)]
+        assert steps == [0, 1, 2][-kept:]
+
+    def test_whoever_reads_attempts_keeps_nobody_waiting(self, backend):
+        run = add_run(backend, status="running")
+
+        with callers_transaction(backend):
+            assert len(backend.runs.list_attempts(run.id)) == 1
+            elsewhere(backend, lambda backend: backend.runs.update_status(run.id, "completed"))
+
+        assert backend.runs.list_attempts(run.id)[0].status == "completed"
 
     @pytest.mark.parametrize("verb", ["delete", "delete_finished", "delete_unchanged"])
     def test_a_run_that_has_got_a_state_since_is_not_deleted_in_half(self, backend, verb):

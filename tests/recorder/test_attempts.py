@@ -304,11 +304,11 @@ class TestResuming:
             raise StorageUnavailableError("down")
 
         answers = iter([backend.states.get_latest_checkpoint])
-        monkeypatch.setattr(
-            backend.states,
-            "get_latest_checkpoint",
-            lambda run_id: next(answers, unavailable)(run_id),
-        )
+
+        def answer_once(run_id):
+            return next(answers, unavailable)(run_id)
+
+        monkeypatch.setattr(backend.states, "get_latest_checkpoint", answer_once)
         with pytest.raises(StorageUnavailableError), resume_run(run.id, backend=backend):
             pytest.fail("the block ran")
 

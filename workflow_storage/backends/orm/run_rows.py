@@ -30,7 +30,6 @@ from workflow_storage.backends.orm.dialects import dialect_of
 from workflow_storage.backends.orm.errors import conflict
 from workflow_storage.backends.orm.repository import Database
 from workflow_storage.base import Attempt
-from workflow_storage.exceptions import SnapshotError
 from workflow_storage.models import WorkflowRun, WorkflowRunAttempt, WorkflowRunLabel
 from workflow_storage.querysets import WorkflowRunQuerySet, stalled_before
 from workflow_storage.status import RunStatus
@@ -49,17 +48,6 @@ RARE = 1000
 
 COMMON = 10_000
 """Runs that are not sorted for a page of them."""
-
-
-class UnseenSignsError(SnapshotError):
-    """A transaction cannot see which runs are alive; nothing was written."""
-
-    def __str__(self) -> str:
-        return (
-            "Stalled runs cannot be failed in a transaction that sees no state that was saved since "
-            "it began (REPEATABLE READ, SERIALIZABLE), for one of them may be alive. Fail them "
-            "outside of transaction.atomic(), or in a READ COMMITTED transaction."
-        )
 
 
 class RunRows(Database):

@@ -36,7 +36,7 @@ from workflow_storage.backends.orm.errors import (
     tries_again,
 )
 from workflow_storage.backends.orm.repository import DjangoRepository
-from workflow_storage.backends.orm.run_rows import RunRows, UnseenSignsError
+from workflow_storage.backends.orm.run_rows import RunRows
 from workflow_storage.backends.orm.summarizing import summarized
 from workflow_storage.base import (
     AbstractWorkflowRunRepository,
@@ -50,6 +50,7 @@ from workflow_storage.exceptions import (
     RunAlreadyExistsError,
     RunChangedError,
     RunNotFoundError,
+    SnapshotError,
     StorageError,
 )
 from workflow_storage.filters import valid_filters, valid_finished
@@ -319,10 +320,11 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     @reading
     def list_attempts(self, run_id: str) -> list[Attempt]:
         """See `AbstractWorkflowRunRepository.list_attempts`."""
-        found = self._rows.found(run_id)
-        if found is None:
+        # As the caller sees it, and without a lock, as its attempts.
+        row = next(iter(self._rows.run(run_id).values_list(*FoundRun._fields)), None)
+        if row is None:
             raise RunNotFoundError(run_id)
-        return found.with_attempts(self._rows.attempts_of(plain_text(run_id)))
+        return FoundRun(*row).with_attempts(self._rows.attempts_of(plain_text(run_id)))
 
     @operation
     def delete(self, run_id: str) -> None:
@@ -404,7 +406,7 @@ class DjangoWorkflowRunRepository(DjangoRepository, AbstractWorkflowRunRepositor
     @tries_again
     def _ids_to_fail(self, stalled: QuerySet[WorkflowRun]) -> list[str]:
         if self._rows.has_snapshot:
-            raise UnseenSignsError
+            raise SnapshotError
         return list(stalled.order_by("pk").values_list("pk", flat=True))
 
     @tries_again

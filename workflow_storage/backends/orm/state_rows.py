@@ -161,6 +161,11 @@ class StateRows(Database):
 
         return self.state_queries.rows(columns, newest, keyed=True, run_id=run_id)
 
+    def newest_step(self, run_id: str) -> int | None:
+        """Return the newest step of a run that is locked, as it is now; None if there is none."""
+        states = self.as_of_now(self.states_of(run_id)).order_by("-step")
+        return next(iter(states.values_list("step", flat=True)[:1]), None)
+
     def page(self, run_id: str, after: int) -> list[StoredState]:
         """Return the next `STATES_PAGE` states after a step."""
         if not is_possible_id(run_id):

@@ -116,9 +116,9 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
             return 0
         with rows.read_committed():
             rows.change_run(target_run_id)
-            newest = rows.newest(target_run_id, ("step",))
-            if newest:
-                raise StepConflictError(target_run_id, 0, newest[0][0] + 1)
+            newest = rows.newest_step(target_run_id)
+            if newest is not None:
+                raise StepConflictError(target_run_id, 0, newest + 1)
             return rows.copy(run_id, target_run_id, min(through, MAX_COUNT))
 
     def writer(self, run_id: str, *, attempt: int | None = None) -> DjangoStateWriter:
@@ -226,10 +226,7 @@ class DjangoExecutionStateRepository(DjangoRepository, AbstractExecutionStateRep
         with rows.read_committed():
             rows.change_run(run_id)
             states = rows.states_of(run_id)
-            newest = next(
-                iter(rows.as_of_now(states).order_by("-step").values_list("step", flat=True)[:1]),
-                None,
-            )
+            newest = rows.newest_step(run_id)
             if newest is None:
                 return 0
             first = newest + 1 - keep_last
