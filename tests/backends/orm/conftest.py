@@ -60,11 +60,15 @@ class Server:
             if self.is_postgres
             else "SELECT id FROM information_schema.processlist WHERE db = %s"
         )
+        return {number for (number,) in self._asked(query)}
+
+    def _asked(self, query):
+        """Return what the server answers to a question about the sessions of the database."""
         while True:
             try:
                 with self.cursor(of_server=True) as cursor:
                     cursor.execute(query, [self.database])
-                    return {number for (number,) in cursor.fetchall()}
+                    return cursor.fetchall()
             except Exception as exc:
                 # MySQL 9 stumbles over statements of others that hold bytes (error 3854).
                 if exc.args[:1] != (3854,):
@@ -85,9 +89,7 @@ class Server:
             if self.is_postgres
             else "SELECT id, command, time, info FROM information_schema.processlist WHERE db = %s"
         )
-        with self.cursor(of_server=True) as cursor:
-            cursor.execute(query, [self.database])
-            return cursor.fetchall()
+        return self._asked(query)
 
     @contextmanager
     def most_sessions(self):
@@ -132,9 +134,8 @@ class Server:
         if not self.is_postgres:
             # Who looks again within 0.1 seconds, another process of the tests, say, is shown the same.
             time.sleep(random.uniform(0.11, 0.4))
-        with self.cursor(of_server=True) as cursor:
-            cursor.execute(query, [self.database])
-            return cursor.fetchone()[0] > 0
+        [[waiting]] = self._asked(query)
+        return waiting > 0
 
 
 @pytest.fixture
