@@ -3,13 +3,15 @@
 import random
 import threading
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from django.db import connections
 
 from tests.servers import MYSQL_URL, POSTGRES_URL, wait_until
+from workflow_storage.backends.orm.dialects import dialect_of
 
 
 class Server:
@@ -121,6 +123,23 @@ class Server:
             cursor.execute("SELECT id FROM workflow_runs WHERE id = %s FOR UPDATE", [run_id])
             assert cursor.fetchone() is not None
             yield lambda: cursor.execute("ROLLBACK")
+
+    def after_waiting(self, backend, call, change):
+        """Return what a call returns that waits until a change is committed, made in this thread."""
+
+        def call_in_thread():
+            with closing(connections[backend.runs.alias]):
+                return call()
+
+        connection = connections[backend.runs.alias]
+        with ThreadPoolExecutor(1) as threads:
+            # At any level of the store, it can delete states.
+            with dialect_of(connection).read_committed(connection):
+                change()
+                called = threads.submit(call_in_thread)
+                wait_until(lambda: self.is_waited_for() or called.done())
+                assert not called.done()
+            return called.result(30)
 
     def is_waited_for(self):
         """Whether a session waits for a lock."""

@@ -2,30 +2,26 @@
 
 import functools
 import random
-import threading
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from urllib.parse import quote
 
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 
-from tests.conftest import empty
-from tests.servers import wait_until
+from tests.conftest import emptied, empty
 from workflow_storage import StorageUnavailableError, create_storage_backend
 from workflow_storage.factory import forget
 from workflow_storage.testing import stored_run
 
 
 @pytest.fixture
-def on_postgres(postgres_url, unblocked):
-    yield (backend := create_storage_backend(postgres_url))
-    empty(backend)
+def on_postgres(postgres_url, django_db_blocker):
+    yield from emptied(postgres_url, django_db_blocker)
 
 
 @pytest.fixture
-def on_mysql(mysql_url, unblocked):
-    yield (backend := create_storage_backend(mysql_url))
-    empty(backend)
+def on_mysql(mysql_url, django_db_blocker):
+    yield from emptied(mysql_url, django_db_blocker)
 
 
 @pytest.fixture
@@ -98,8 +94,8 @@ def test_the_first_save_comes_after_what_others_begin_at_a_later_step(
             on_postgres.states.copy_states(source.id, run.id, through=8)
 
     writer = on_postgres.states.writer(run.id, attempt=run.attempt if fenced else None)
-    step = saved_after_waiting(
-        on_postgres, postgres, run, lambda: writer.save_state(state(99), "ours"), meanwhile
+    step = postgres.after_waiting(
+        on_postgres, lambda: writer.save_state(state(99), "ours"), meanwhile
     )
 
     assert step == 9
@@ -130,7 +126,7 @@ def refuse_old_step(backend, server, state, fenced, within, keep_last, before):
             backend.states.save_state(run.id, state(number), "theirs")
         assert backend.states.delete_states(run.id, keep_last=keep_last) == before + 6 - keep_last
 
-    step = saved_after_waiting(backend, server, run, save, meanwhile)
+    step = server.after_waiting(backend, save, meanwhile)
 
     # Where all are deleted, a run begins anew.
     assert step == (before + 6 if keep_last else 0)
@@ -138,21 +134,3 @@ def refuse_old_step(backend, server, state, fenced, within, keep_last, before):
     assert (latest["step"], latest["node_id"]) == (step, "ours")
     assert latest["state_data"] == state(99)
     assert len(backend.states.get_state_history(run.id)) == keep_last + 1
-
-
-def saved_after_waiting(backend, server, run, save, meanwhile):
-    """Return the step of a save that waits for the run while something is done to it."""
-    steps = []
-
-    def save_in_thread():
-        with closing(connections[backend.runs.alias]):
-            steps.append(save())
-
-    waiting = threading.Thread(target=save_in_thread)
-    with backend.states._rows.read_committed():  # noqa: SLF001 - a transaction that can delete
-        backend.states._rows.lock_run(run.id)  # noqa: SLF001
-        waiting.start()
-        wait_until(server.is_waited_for)
-        meanwhile()
-    waiting.join(30)
-    return steps[0]

@@ -1,15 +1,12 @@
 """What a call finds that has waited for the lock of a run, which others have changed meanwhile."""
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+import functools
 from datetime import timedelta
 
 import pytest
-from django.db import connections, transaction
 from django.utils import timezone
 
 from tests.conftest import emptied
-from tests.servers import wait_until
 from workflow_storage.testing import read_run, stored_run
 
 NOW = timezone.now()
@@ -24,24 +21,8 @@ def backend(server, server_url, django_db_blocker):
 
 @pytest.fixture
 def waiting(backend, server):
-    """Let a call wait until a change is committed that another connection makes, and return its result."""
-
-    def result(call, change):
-        alias = backend.runs.alias
-
-        def call_in_thread():
-            with closing(connections[alias]):
-                return call()
-
-        with ThreadPoolExecutor(1) as threads:
-            with transaction.atomic(using=alias):
-                change()
-                called = threads.submit(call_in_thread)
-                wait_until(lambda: server.is_waited_for() or called.done())
-                assert not called.done()
-            return called.result(30)
-
-    return result
+    """Let a call wait until a change is committed, and return its result."""
+    return functools.partial(server.after_waiting, backend)
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -197,7 +197,9 @@ class Database:
             raise RunNotFoundError(run_id)
 
     def change_run(self, run_id: str) -> None:
-        """Do what `lock_run` does, and let whoever waits for the lock notice.
+        """Do what `lock_run` does, and let a save that waits for the lock notice.
+
+        That is needed where a save is one statement, which goes on with what it saw before it waited.
 
         Raises:
             RunNotFoundError: if there is no such run.

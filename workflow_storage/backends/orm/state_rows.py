@@ -137,8 +137,15 @@ class NewCheckpoint(NamedTuple):
         return self.is_fenced or bool(self.totals)
 
     @property
+    def changed(self) -> tuple[str, ...]:
+        """The names of what is noted in the run."""
+        return ("current_node", *self.totals) if self.is_noted else ()
+
+    @property
     def noted(self) -> dict[str, Any]:
-        """The values for what is noted in the run, and for the attempt that it has to be in."""
+        """The values for that, and for the attempt that the run has to be in."""
+        if not self.is_noted:
+            return {}
         noted = {"current_node": self.node_id, **self.totals}
         return {**noted, "of_attempt": self.attempt} if self.is_fenced else noted
 
@@ -242,7 +249,7 @@ class StateRows(Database):
             RunNotFoundError: if there is no such run.
             RunLostError: if it is not running in the attempt that the checkpoint has to be of.
         """
-        noted = ("current_node", *checkpoint.totals)
+        noted = checkpoint.changed
         with self.run_queries.execute(
             ("note", *noted, checkpoint.is_fenced),
             partial(state_statements.note, noted=noted, fenced=checkpoint.is_fenced),
@@ -372,15 +379,14 @@ class StateRows(Database):
                 **of_base,
             ) as cursor:
                 return (cursor.lastrowid, checkpoint.created_at) if cursor.rowcount else None
-        noted = checkpoint.noted if checkpoint.is_noted else {}
-        changed = tuple(name for name in noted if name != "of_attempt")
+        noted = checkpoint.noted
         with self.state_queries.execute(
             ("following", *values, *noted),
             partial(
                 state_statements.insert_following_and_note,
                 names=tuple(name for name in values if name != "step"),
                 based=based,
-                noted=changed,
+                noted=checkpoint.changed,
                 fenced=checkpoint.is_fenced,
             ),
             **noted,
@@ -398,13 +404,12 @@ class StateRows(Database):
             RunLostError: if it is not running in the attempt that the checkpoint has to be of.
             IntegrityError: if another writer took the step, or changed the run meanwhile.
         """
-        noted = checkpoint.noted if checkpoint.is_noted else {}
-        changed = tuple(name for name in noted if name != "of_attempt")
+        noted = checkpoint.noted
         with self.state_queries.execute(
             ("next", *noted, *checkpoint.names),
             partial(
                 state_statements.insert_and_note,
-                noted=changed,
+                noted=checkpoint.changed,
                 fenced=checkpoint.is_fenced,
                 names=checkpoint.names,
             ),
