@@ -10,6 +10,7 @@ from django.db import transaction
 
 from tests.conftest import emptied, empty
 from workflow_storage import StorageUnavailableError, create_storage_backend
+from workflow_storage.backends.orm.errors import Patience
 from workflow_storage.factory import forget
 from workflow_storage.testing import stored_run
 
@@ -101,6 +102,26 @@ def test_the_first_save_comes_after_what_others_begin_at_a_later_step(
     assert step == 9
     assert [one["step"] for one in on_postgres.states.iter_steps(run.id)] == [7, 8, 9]
     assert on_postgres.states.get_latest_state(run.id) == state(99)
+
+
+@pytest.mark.parametrize("fenced", [False, True], ids=["any attempt", "attempt"])
+@pytest.mark.parametrize("state", [small, large])
+def test_a_save_that_waited_for_a_deletion_does_not_give_way_to_the_next_one(
+    at_repeatable_read, postgres, state, fenced, monkeypatch
+):
+    run = stored_run(at_repeatable_read, status="running")
+    writer = at_repeatable_read.states.writer(run.id, attempt=run.attempt if fenced else None)
+    for number in range(3):
+        writer.save_state(state(number), "ours")
+    monkeypatch.setattr(Patience, "pause", lambda patience: pytest.fail("it paused"))
+
+    step = postgres.after_waiting(
+        at_repeatable_read,
+        lambda: writer.save_state(state(99), "ours"),
+        lambda: at_repeatable_read.states.delete_states(run.id, keep_last=1),
+    )
+
+    assert step == 3
 
 
 def refuse_old_step(backend, server, state, fenced, within, keep_last, before):

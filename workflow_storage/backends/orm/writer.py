@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 from django.utils import timezone
 
+from workflow_storage.backends.orm.causes import Cause
 from workflow_storage.backends.orm.connections import in_callers_transaction
-from workflow_storage.backends.orm.dialects import dialect_of
+from workflow_storage.backends.orm.dialects import cause_of, dialect_of
 from workflow_storage.backends.orm.errors import Patience, conflict, operation
 from workflow_storage.backends.orm.state_rows import NewCheckpoint
 from workflow_storage.base import (
@@ -127,17 +127,21 @@ class DjangoStateWriter(StateWriter):
 
     def _save(self, checkpoint: NewCheckpoint) -> int:
         rows = self._rows
-        if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
-            with suppress(IntegrityError):
-                return self._remember(*self._insert_small(checkpoint), checkpoint)
-        elif rows.can_insert_following(checkpoint):
-            with suppress(IntegrityError):
-                mark = self._insert_following(checkpoint)
-                if mark is not None:
-                    return self._remember(self._chain.next_step or 0, mark, checkpoint)
+        tries = 0
+        try:
+            step = self._save_at_once(checkpoint)
+            if step is not None:
+                return step
+        except IntegrityError:
+            tries = 1
+        except OperationalError as exc:
+            # At REPEATABLE READ, others have changed the run. With the lock first it need not be again.
+            if cause_of(rows.connection, exc) is not Cause.GAVE_WAY:
+                raise
+            tries = 1
         in_callers = in_callers_transaction(rows.connection)
         patience = Patience(time.monotonic())
-        for number in itertools.count():
+        for number in itertools.count(tries):
             try:
                 with rows.read_committed() if number else rows.transaction():
                     step, mark = self._insert(checkpoint)
@@ -153,6 +157,17 @@ class DjangoStateWriter(StateWriter):
                 elif number and not patience.pause():
                     raise conflict(self.alias, exc) from exc
         raise AssertionError("unreachable")
+
+    def _save_at_once(self, checkpoint: NewCheckpoint) -> int | None:
+        """Save a state in as few statements as the database can; None if that cannot be done."""
+        rows = self._rows
+        if len(checkpoint.text) <= SMALL_STATE and rows.can_insert_next():
+            return self._remember(*self._insert_small(checkpoint), checkpoint)
+        if rows.can_insert_following(checkpoint):
+            mark = self._insert_following(checkpoint)
+            if mark is not None:
+                return self._remember(self._chain.next_step or 0, mark, checkpoint)
+        return None
 
     def _insert_small(self, checkpoint: NewCheckpoint) -> tuple[int, Mark]:
         """Insert a small state in as few statements as the database can."""
