@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.urls import reverse
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
@@ -207,6 +208,23 @@ def create_user(client):
     from django.contrib.auth import get_user
 
     return get_user(client)
+
+
+def test_a_run_is_shown_where_the_tables_of_graphs_are_not_made_yet(
+    admin_client, pages, run, caplog
+):
+    table = GraphCheckpoint._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_hidden")
+        try:
+            html = text_of(admin_client.get(page_of(run)))
+        finally:
+            cursor.execute(f"ALTER TABLE {table}_hidden RENAME TO {table}")
+
+    assert run.id in html
+    assert "Checkpoints of graphs" not in html
+    assert "Run manage.py migrate." in caplog.text
+    assert "Checkpoints of graphs" in text_of(admin_client.get(page_of(run)))
 
 
 def test_nothing_is_added_changed_or_deleted(admin_client, pages):

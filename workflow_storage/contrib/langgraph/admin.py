@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError, connections, transaction
 from django.db.models import OuterRef, Subquery
 from django.http import Http404
 from django.template.loader import render_to_string
@@ -28,6 +31,8 @@ from workflow_storage.admin.rendering import (
 )
 from workflow_storage.admin.sections import register_section
 from workflow_storage.admin.trees import json_tree
+from workflow_storage.backends.orm.causes import Cause
+from workflow_storage.backends.orm.dialects import cause_of
 from workflow_storage.contrib.langgraph.models import GraphCheckpoint, ThreadNamespace
 from workflow_storage.contrib.langgraph.names import ThreadName, digest
 from workflow_storage.contrib.langgraph.trees import Node, Place, tree
@@ -44,6 +49,8 @@ if TYPE_CHECKING:
 
     from workflow_storage.admin.masking import Mask
     from workflow_storage.contrib.langgraph.rows import Found
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 500
 """Checkpoints that the page of a thread shows of its own namespace, the newest ones."""
@@ -290,8 +297,7 @@ def checkpoints_of_run(
     threads = site.get_model_admin(ThreadNamespace)
     if not threads.has_view_or_change_permission(request):
         return None
-    rows = _checkpoints().filter(run_id=run.pk).order_by("-pk").select_related("thread")
-    found = list(rows.defer("data", "blobs")[: SHOWN_IN_RUN + 1])
+    found = _newest_in(run)
     if not found:
         return None
     opens = request.user.has_perm("workflow_storage_langgraph.view_graphcheckpoint")
@@ -310,6 +316,23 @@ def checkpoints_of_run(
         "admin/workflow_storage_langgraph/run_section.html",
         {"checkpoints": shown, "is_cut": len(found) > SHOWN_IN_RUN},
     )
+
+
+def _newest_in(run: WorkflowRun) -> list[GraphCheckpoint]:
+    """Return the newest checkpoints in a run, one more than are shown; none without the tables.
+
+    The page of a run is to be shown though the app was installed since the last migrate.
+    """
+    rows = _checkpoints().filter(run_id=run.pk).order_by("-pk").select_related("thread")
+    connection = connections[rows.db]
+    try:
+        with transaction.atomic(using=rows.db) if connection.in_atomic_block else nullcontext():
+            return list(rows.defer("data", "blobs")[: SHOWN_IN_RUN + 1])
+    except DatabaseError as exc:
+        if cause_of(connection, exc) is not Cause.MISSING:
+            raise
+        logger.warning("Checkpoints of graphs cannot be shown: %s. Run manage.py migrate.", exc)
+        return []
 
 
 def _checkpoints() -> QuerySet[GraphCheckpoint]:
