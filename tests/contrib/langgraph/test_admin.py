@@ -210,6 +210,7 @@ def create_user(client):
     return get_user(client)
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_run_is_shown_where_the_tables_of_graphs_are_not_made_yet(
     admin_client, pages, run, caplog
 ):
