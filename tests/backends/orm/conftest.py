@@ -152,7 +152,7 @@ class Server:
         )
         if not self.is_postgres:
             # Who looks again within 0.1 seconds, another process of the tests, say, is shown the same.
-            time.sleep(random.uniform(0.11, 0.4))
+            time.sleep(random.uniform(0.11, 0.25))
         [[waiting]] = self._asked(query)
         return waiting > 0
 

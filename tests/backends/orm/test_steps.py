@@ -43,7 +43,7 @@ def large(number):
 
 
 EVERY_SAVE = [
-    pytest.mark.parametrize("before", [0, 2]),
+    pytest.mark.parametrize("before", [pytest.param(0, marks=pytest.mark.slow), 2]),
     pytest.mark.parametrize("keep_last", [0, 2]),
     pytest.mark.parametrize("within", [False, True], ids=["alone", "in a transaction"]),
     pytest.mark.parametrize("fenced", [False, True], ids=["any attempt", "attempt"]),
